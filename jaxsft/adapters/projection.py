@@ -1,0 +1,67 @@
+"""`project`, the one function through which every linear map of the model goes.
+
+A new adapter or a quantised base enters here and never edits a block of the decoder: a kernel that is not a plain array
+offers `dequantize(dtype)`, an adapter offers `project(x, kernel, ctx)`.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+Aux = dict[str, Any]  # what an adapter reports of one linear map: arrays, later stacked by the scan over layers
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Context:
+    """What a linear map may know beyond its input.
+
+    Attributes:
+      key: a PRNG key folded with the step, the micro-batch and the layer, or None in evaluation.
+      example_ids: int32 [B, T] or None (decoding), see `jaxsft.data.batch.Batch`.
+      valid: bool [B, T] or None, True where a token is real.
+      extras: the batch's extras (task types and the like).
+      train: static; dropout and the like act only where it is True.
+      name: static; the name of the linear map inside its layer, such as `attn.q_proj`.
+    """
+
+    key: jax.Array | None = None
+    example_ids: jax.Array | None = None
+    valid: jax.Array | None = None
+    extras: dict[str, Any] = dataclasses.field(default_factory=dict)
+    train: bool = dataclasses.field(default=False, metadata={"static": True})
+    name: str = dataclasses.field(default="", metadata={"static": True})
+
+
+class AdapterNode(Protocol):
+    """An adapter as one linear map sees it: a pytree whose leaves have lost their leading layer axis."""
+
+    def project(self, x: jax.Array, kernel: Any, ctx: Context) -> tuple[jax.Array, Aux]:
+        """Returns the adapted product [..., out] and what the adapter reports."""
+        ...
+
+
+def dense(kernel: Any, dtype: jnp.dtype) -> jax.Array:
+    """The kernel as a plain array of `dtype`, dequantised if it is stored quantised."""
+    return kernel.dequantize(dtype) if hasattr(kernel, "dequantize") else kernel.astype(dtype)
+
+
+def project(x: jax.Array, kernel: Any, adapter: AdapterNode | None, ctx: Context) -> tuple[jax.Array, Aux]:
+    """One linear map, without bias.
+
+    Args:
+      x: [..., in] in the compute dtype, or integers [...] for an embedding table, whose rows are looked up.
+      kernel: [in, out], an array of any float dtype (cast to that of `x`) or a quantised kernel.
+      adapter: None or any adapter node.
+      ctx: see `Context`.
+
+    Returns:
+      y [..., out] in the dtype of `x` (for integers: of the kernel), and the adapter's report ({} without one).
+    """
+    if adapter is not None:
+        return adapter.project(x, kernel, ctx)
+    if jnp.issubdtype(x.dtype, jnp.integer):
+        return jnp.take(kernel if not hasattr(kernel, "dequantize") else kernel.dequantize(None), x, axis=0), {}
+    return x @ dense(kernel, x.dtype), {}

@@ -1,0 +1,393 @@
+"""The typed tree that a file in `configs/` returns, and its validation.
+
+Every field has a type and a default that works; `validate` refuses what cannot. Names that TRL users know keep their
+meaning (`max_length`, `packing`, `learning_rate`).
+"""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from typing import Any
+
+from jaxsft.errors import UserError
+
+
+@dataclasses.dataclass
+class SourceConfig:
+    """One source of records.
+
+    Attributes:
+      path: a file, folder or glob, local or `gs://`, of `.json`, `.jsonl` or `.parquet`; or `tfds:NAME[/CONFIG][:SPLIT]`.
+      name: the source's tag in reports; default: the file's name. A record's own `source` field wins.
+      weight: how many times the source is seen in an epoch: 2.0 twice, 0.5 a random half (redrawn each epoch).
+      fields: field map for records of no known form, from record field to canonical one, e.g.
+        {"question": "prompt", "answer": "completion"}.
+      rows: "start:stop" as in Python, negative counts from the end; "" is all. The way to hold out rows.
+      data_dir: for `tfds:` the folder with the prepared data; "" is its default.
+    """
+
+    path: str = ""
+    name: str = ""
+    weight: float = 1.0
+    fields: dict[str, str] = dataclasses.field(default_factory=dict)
+    rows: str = ""
+    data_dir: str = ""
+
+
+@dataclasses.dataclass
+class DataConfig:
+    """What is trained or scored on.
+
+    Attributes:
+      path: shorthand for one source; used together with `rows` and `fields` when `sources` is empty.
+      rows: see `SourceConfig.rows`.
+      fields: see `SourceConfig.fields`.
+      sources: a mixture of sources.
+      template: "auto" (the tokenizer's own chat template; error if it has none), one of the built-in ones ("chatml",
+        "llama2", "alpaca", "plain"), or the path of a `.jinja` file.
+      max_length: tokens of a row, and of one example at most.
+      packing: several examples in a row (they never see each other); False gives one example a row.
+      truncation: what happens to an example longer than `max_length`: "right" cuts its end, "drop" drops it, "error"
+        stops the run. An example left without supervised token is dropped and counted under every policy.
+      supervise: "assistant" (answers only) or "all" (every token but the first).
+      max_examples_per_row: bound on E, the example slots of a packed row.
+      cache_dir: folder of the token cache; "" is `~/.cache/jaxsft`.
+      max_dropped: the largest share of examples that may be dropped before the run stops.
+    """
+
+    path: str = ""
+    rows: str = ""
+    fields: dict[str, str] = dataclasses.field(default_factory=dict)
+    sources: list[SourceConfig] = dataclasses.field(default_factory=list)
+    template: str = "auto"
+    max_length: int = 1024
+    packing: bool = True
+    truncation: str = "right"
+    supervise: str = "assistant"
+    max_examples_per_row: int = 64
+    cache_dir: str = ""
+    max_dropped: float = 0.2
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """The model that training starts from.
+
+    Attributes:
+      path: a Hugging Face folder or hub name, or a workdir.
+      dtype: compute dtype, "float32", "bfloat16", or "auto" (bfloat16 on TPU and GPU, float32 on CPU).
+      param_dtype: dtype of frozen parameters, likewise; trained parameters are always float32.
+      remat: what the backward pass recomputes: "none", "dots" (keeps matrix products) or "block" (keeps layer inputs).
+      attention: "auto" or "xla".
+    """
+
+    path: str = ""
+    dtype: str = "auto"
+    param_dtype: str = "auto"
+    remat: str = "block"
+    attention: str = "auto"
+
+
+@dataclasses.dataclass
+class LoRAConfig:
+    """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685); rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
+
+    Attributes:
+      rank: r.
+      alpha: the update is scaled by alpha / r, with `rslora` by alpha / sqrt(r).
+      dropout: on the adapter's input, in training.
+      rslora: see `alpha`.
+      targets: logical-path patterns of the linear maps that get an adapter, see `jaxsft.models.layout.matches`.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    rslora: bool = False
+    targets: tuple[str, ...] = ("layers.*.attn.*_proj", "layers.*.mlp.*_proj")
+
+
+@dataclasses.dataclass
+class AdapterConfig:
+    """What is trained: `kind` "none" is full fine-tuning, "lora" trains adapters over a frozen base."""
+
+    kind: str = "none"
+    lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
+
+
+@dataclasses.dataclass
+class ObjectiveConfig:
+    """The loss.
+
+    Attributes:
+      name: "sft".
+      reduction: "token_mean" (sum of weighted losses over sum of weights) or "example_mean" (mean over examples of
+        their weighted mean); both over the whole global batch.
+      z_loss: coefficient of the squared log-partition.
+      label_smoothing: mass given to the uniform distribution.
+      chunk_size: tokens per device whose logits exist at once.
+    """
+
+    name: str = "sft"
+    reduction: str = "token_mean"
+    z_loss: float = 0.0
+    label_smoothing: float = 0.0
+    chunk_size: int = 1024
+
+
+@dataclasses.dataclass
+class OptimizerConfig:
+    """The optimizer and its schedule.
+
+    Attributes:
+      name: "adamw", "adafactor", "lion", "sm3" or "muon".
+      learning_rate: the peak.
+      schedule: "cosine", "linear", "constant" or "wsd" (warm-up, stable, linear decay over the last `decay_ratio`).
+      warmup_steps: linear warm-up from 0; `warmup_ratio` of the run where negative.
+      warmup_ratio: see `warmup_steps`.
+      decay_ratio: see `schedule`.
+      final_ratio: the last learning rate over the peak.
+      b1: first-moment decay (momentum).
+      b2: second-moment decay.
+      eps: denominator's epsilon.
+      weight_decay: decoupled.
+      no_decay: logical-path patterns of parameters without weight decay.
+      freeze: logical-path patterns of parameters that are not trained.
+      max_grad_norm: global-norm clipping; 0 is none.
+      ema: decay of the exponential moving average of the parameters; 0 is none.
+    """
+
+    name: str = "adamw"
+    learning_rate: float = 1e-5
+    schedule: str = "cosine"
+    warmup_steps: int = -1
+    warmup_ratio: float = 0.03
+    decay_ratio: float = 0.1
+    final_ratio: float = 0.0
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    weight_decay: float = 0.0
+    no_decay: tuple[str, ...] = ("*norm*", "*bias", "embed*")
+    freeze: tuple[str, ...] = ()
+    max_grad_norm: float = 1.0
+    ema: float = 0.0
+
+
+@dataclasses.dataclass
+class MeshConfig:
+    """Devices per mesh axis; one of them may be -1, which takes what is left.
+
+    Attributes:
+      replica: data parallelism with replicated parameters (across slices).
+      fsdp: data parallelism with sharded parameters.
+      tensor: each layer's matrices split.
+    """
+
+    replica: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+
+
+@dataclasses.dataclass
+class CheckpointConfig:
+    """When state is saved, and what is kept.
+
+    Attributes:
+      every: steps between saves; 0 saves only at the end (and on SIGTERM).
+      keep_latest: how many of the latest are kept.
+      keep_best: how many with the lowest evaluation loss are kept besides.
+    """
+
+    every: int = 500
+    keep_latest: int = 1
+    keep_best: int = 0
+
+
+@dataclasses.dataclass
+class EvalConfig:
+    """Evaluation during training, on `data` (empty path: none): token-weighted negative log-likelihood.
+
+    Attributes:
+      data: rows to score; template, max_length and supervise follow the training data.
+      path: shorthand, see `DataConfig.path`.
+      rows: see `SourceConfig.rows`.
+      every: steps between evaluations; 0 is only before the first step and after the last.
+      batch_size: rows of an evaluation batch.
+    """
+
+    path: str = ""
+    rows: str = ""
+    fields: dict[str, str] = dataclasses.field(default_factory=dict)
+    every: int = 0
+    batch_size: int = 16
+
+
+@dataclasses.dataclass
+class LogConfig:
+    """What is written while training.
+
+    Attributes:
+      every: steps between lines of `metrics.jsonl`.
+      tensorboard: event files in the workdir.
+      wandb_project: a Weights & Biases project; "" is none (needs the extra `wandb`).
+    """
+
+    every: int = 1
+    tensorboard: bool = True
+    wandb_project: str = ""
+
+
+@dataclasses.dataclass
+class TrainConfig:
+    """A training run.
+
+    Attributes:
+      batch_size: rows of an optimizer step over all devices; without packing, examples.
+      accumulate: micro-batches of an optimizer step.
+      steps: optimizer steps; 0 takes `epochs`.
+      epochs: passes over the data, when `steps` is 0.
+      seed: of initialisation, data order and dropout.
+    """
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    adapter: AdapterConfig = dataclasses.field(default_factory=AdapterConfig)
+    objective: ObjectiveConfig = dataclasses.field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    eval: EvalConfig = dataclasses.field(default_factory=EvalConfig)
+    log: LogConfig = dataclasses.field(default_factory=LogConfig)
+    batch_size: int = 16
+    accumulate: int = 1
+    steps: int = 0
+    epochs: float = 1.0
+    seed: int = 0
+
+
+@dataclasses.dataclass
+class EvaluateConfig:
+    """What `scripts/evaluate.py` measures.
+
+    Attributes:
+      task: "perplexity" (negative log-likelihood of conversations or text), "multiple_choice" (the likeliest of the
+        given answers) or "deviation" (how far the model moved from `reference` on the data).
+      data: the rows to score; packed or not, the figures do not change.
+      reference: for "deviation": the model that is moved away from.
+      batch_size: rows of a batch.
+      normalize: for "multiple_choice": divide an answer's log-likelihood by its "tokens", "bytes" or "none".
+    """
+
+    task: str = "perplexity"
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    reference: str = ""
+    batch_size: int = 16
+    normalize: str = "none"
+
+
+CHOICES = {
+    "truncation": ("right", "drop", "error"),
+    "supervise": ("assistant", "all"),
+    "dtype": ("auto", "float32", "bfloat16"),
+    "param_dtype": ("auto", "float32", "bfloat16"),
+    "remat": ("none", "dots", "block"),
+    "attention": ("auto", "xla"),
+    "kind": ("none", "lora"),
+    "reduction": ("token_mean", "example_mean"),
+    "schedule": ("cosine", "linear", "constant", "wsd"),
+    "task": ("perplexity", "multiple_choice", "deviation"),
+    "normalize": ("none", "tokens", "bytes"),
+    "OptimizerConfig.name": ("adamw", "adafactor", "lion", "sm3", "muon"),
+    "ObjectiveConfig.name": ("sft",),
+}
+POSITIVE = {"max_length", "max_examples_per_row", "rank", "chunk_size", "batch_size", "accumulate", "learning_rate"}
+NOT_NEGATIVE = {
+    "weight", "max_dropped", "dropout", "z_loss", "label_smoothing", "final_ratio", "weight_decay", "max_grad_norm",
+    "ema", "warmup_ratio", "decay_ratio", "eps", "every", "keep_latest", "keep_best", "steps", "epochs", "alpha",
+}  # fmt: skip
+
+
+def validate(config: Any, where: str = "config") -> None:
+    """Checks types, choices and ranges of every field of the tree.
+
+    Raises:
+      UserError: naming the field by its full path, what it holds and what it may hold.
+    """
+    hints = typing.get_type_hints(type(config))
+    for name, hint in hints.items():
+        value, path = getattr(config, name), f"{where}.{name}"
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, hint):
+                raise UserError(f"{path} is {value!r}; it must be a {hint.__name__}.")
+            validate(value, path)
+            continue
+        if hint is float and type(value) is int:
+            value = float(value)
+            setattr(config, name, value)
+        _check_type(value, hint, path)
+        choices = CHOICES.get(f"{type(config).__name__}.{name}", CHOICES.get(name))
+        if choices and value not in choices:
+            raise UserError(f"{path} is {value!r}; choose one of {', '.join(choices)}{did_you_mean(str(value), choices)}.")
+        if name in POSITIVE and not value > 0:
+            raise UserError(f"{path} is {value!r}; it must be positive.")
+        if name in NOT_NEGATIVE and not value >= 0:
+            raise UserError(f"{path} is {value!r}; it must not be negative.")
+        if isinstance(value, list):
+            for i, item in enumerate(value):
+                if dataclasses.is_dataclass(item):
+                    validate(item, f"{path}[{i}]")
+
+
+def _check_type(value: Any, hint: Any, path: str) -> None:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        good = any(type(value) is a or (a is type(None) and value is None) for a in args)
+    elif origin in (list, tuple):
+        if origin is tuple and isinstance(value, list):  # JSON has no tuples
+            value = tuple(value)
+        good = isinstance(value, origin) and all(isinstance(v, args[0]) for v in value)
+    elif origin is dict:
+        good = isinstance(value, dict) and all(isinstance(k, args[0]) and isinstance(v, args[1]) for k, v in value.items())
+    else:
+        good = type(value) is hint
+    if not good:
+        name = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
+        raise UserError(f"{path} is {value!r} ({type(value).__name__}); its type is {name}.")
+
+
+def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
+    """'; did you mean X?' for the nearest known word, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The tree as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
+    """The inverse of `to_dict`, strict.
+
+    Raises:
+      UserError: for a field that `kind` does not have, with the nearest match.
+    """
+    hints = typing.get_type_hints(kind)
+    fields = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise UserError(f"{where}.{name} is no field of {kind.__name__}{did_you_mean(name, hints)}.")
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            value = from_dict(hint, value, f"{where}.{name}")
+        elif typing.get_origin(hint) is list and dataclasses.is_dataclass(typing.get_args(hint)[0]):
+            value = [from_dict(typing.get_args(hint)[0], v, f"{where}.{name}[{i}]") for i, v in enumerate(value)]
+        elif typing.get_origin(hint) is tuple:
+            value = tuple(value)
+        fields[name] = value
+    return kind(**fields)

@@ -1,0 +1,146 @@
+"""Device meshes, and one rule table from logical axis names to mesh axes.
+
+Parameters and activations name their axes (`embed`, `heads`, `batch`); `RULES` says which mesh axes each is split over.
+Meshes have three axes: `replica` (data parallelism with replicated parameters, across slices), `fsdp` (data parallelism
+with sharded parameters) and `tensor`. Axis types are Auto: XLA's partitioner propagates, and the boundaries (state, batch,
+the constraints below) are explicit.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jaxsft.config import MeshConfig
+from jaxsft.errors import UserError
+
+AXES = ("replica", "fsdp", "tensor")
+BATCH_AXES = ("replica", "fsdp")
+
+# Logical axis -> mesh axes. Each mesh axis is used once per array: the first logical axis that names it wins.
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": BATCH_AXES,  # rows of a batch
+    "length": (),  # positions in a row
+    "act_embed": (),  # the residual stream's width
+    "layers": (),  # the scanned axis of a stack
+    "embed": ("fsdp",),  # a weight's residual-stream side
+    "heads": ("tensor",),  # query heads (times head size in weights)
+    "kv_heads": ("tensor",),  # key and value heads
+    "head_dim": (),
+    "mlp": ("tensor",),
+    "vocab": ("tensor",),
+    "rank": (),  # the inner axis of low-rank adapters
+    "norm": (),  # scales and other small vectors
+}
+# Split where it divides, whole where not: vocabularies are odd numbers after tokens were added.
+SOFT = ("vocab",)
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of all devices; `replica` crosses slices where there are several.
+
+    Raises:
+      UserError: if the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [config.replica, config.fsdp, config.tensor]
+    if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
+        raise UserError(f"config.mesh is {dict(zip(AXES, sizes))}; sizes are positive, and at most one is -1 (what is left).")
+    if -1 in sizes:
+        known = int(np.prod([s for s in sizes if s != -1]))
+        if len(devices) % known:
+            raise UserError(
+                f"config.mesh is {dict(zip(AXES, sizes))}: {known} does not divide the {len(devices)} devices; "
+                "choose sizes whose product does."
+            )
+        sizes[sizes.index(-1)] = len(devices) // known
+    if int(np.prod(sizes)) != len(devices):
+        raise UserError(
+            f"config.mesh is {dict(zip(AXES, sizes))}, {int(np.prod(sizes))} devices in all, but there are {len(devices)}; "
+            "set one size to -1 to take what is left."
+        )
+    slices = len({getattr(d, "slice_index", 0) for d in devices})
+    if slices > 1:
+        if sizes[0] % slices:
+            raise UserError(f"config.mesh.replica is {sizes[0]}; with {slices} slices it must be a multiple of {slices}.")
+        from jax.experimental import mesh_utils
+
+        grid = mesh_utils.create_hybrid_device_mesh(
+            (sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices, allow_split_physical_axes=True
+        )
+        return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Any, name: str = "an array") -> PartitionSpec:
+    """The partition of one array.
+
+    Args:
+      axes: a logical name, or None, per dimension.
+      shape: its shape.
+      mesh: a mesh or an abstract mesh.
+      name: what the array is called in the error.
+
+    Raises:
+      UserError: if a dimension does not divide by its mesh axes (axes in `SOFT` stay whole instead).
+    """
+    sizes, used, parts = dict(zip(mesh.axis_names, mesh.axis_sizes)), set(), []
+    for axis, dim in zip(axes, shape, strict=True):
+        if axis is not None and axis not in RULES:
+            raise ValueError(f"unknown logical axis {axis!r} of {name}")
+        chosen = [] if axis is None else [m for m in RULES[axis] if sizes.get(m, 1) > 1 and m not in used]
+        ways = int(np.prod([sizes[m] for m in chosen])) if chosen else 1
+        if dim % ways:
+            if axis not in SOFT:
+                raise UserError(
+                    f"{name} has {axis}={dim}, which does not divide by the mesh's {'*'.join(chosen)}={ways}; "
+                    f"choose a mesh whose {' and '.join(chosen)} divide it."
+                )
+            chosen = []
+        used.update(chosen)
+        parts.append(None if not chosen else chosen[0] if len(chosen) == 1 else tuple(chosen))
+    return PartitionSpec(*parts)
+
+
+def tree_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
+    """NamedShardings for a tree of arrays (or ShapeDtypeStructs), from the tree of their logical axes."""
+    is_axes = lambda x: isinstance(x, tuple)  # noqa: E731
+    return jax.tree_util.tree_map_with_path(
+        lambda path, a, s: NamedSharding(mesh, spec(a, s.shape, mesh, jax.tree_util.keystr(path, simple=True, separator="."))),
+        axes,
+        shapes,
+        is_leaf=is_axes,
+    )
+
+
+def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
+    """Pins an activation to its logical axes; without a mesh (`jax.set_mesh`) it is the identity.
+
+    A dimension that does not divide is left to the partitioner: an activation's layout is a hint, not a contract.
+    """
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1:
+        return x
+    sizes = dict(zip(mesh.axis_names, mesh.axis_sizes))
+    fits = lambda a, d: d % int(np.prod([sizes.get(m, 1) for m in RULES[a]], initial=1)) == 0  # noqa: E731
+    kept = [a if a is not None and fits(a, d) else None for a, d in zip(axes, x.shape, strict=True)]
+    parts = [PartitionSpec.UNCONSTRAINED if k is None and a is not None else p
+             for a, k, p in zip(axes, kept, spec(kept, x.shape, mesh))]  # fmt: skip
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*parts))
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over all data-parallel devices."""
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def data_shards(mesh: Mesh) -> int:
+    """Devices over which the rows of a batch are split."""
+    return int(np.prod([dict(zip(mesh.axis_names, mesh.axis_sizes)).get(a, 1) for a in BATCH_AXES]))
