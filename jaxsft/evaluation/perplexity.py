@@ -4,6 +4,7 @@ The device sums over each example, the host adds those sums in float64: the figu
 nor on how examples are packed into rows, nor on the number of devices.
 """
 
+import functools
 import math
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -65,15 +66,16 @@ def evaluate(fn: NLL, params: Any, adapters: Any, batches: Iterable[Batch], mesh
       `nll_per_token` = sum of weighted NLL / sum of weights, in nats; `perplexity` = exp of it; `mean_token_accuracy`;
       `tokens` and `examples` that were scored; nan where there is none.
     """
-    return summarize(example_sums(fn, params, adapters, batches, mesh))
+    return summarize(example_sums(functools.partial(fn, params, adapters), batches, mesh))
 
 
-def example_sums(
-    fn: Callable[[Any, Any, Batch], Sums], params: Any, adapters: Any, batches: Iterable[Batch], mesh: Mesh
-) -> dict[str, np.ndarray]:
-    """What `fn` says of every example, on the host in float64.
+def example_sums(score: Callable[[Batch], Sums], batches: Iterable[Batch], mesh: Mesh) -> dict[str, np.ndarray]:
+    """What `score` says of every example, on the host in float64.
 
-    Arguments are those of `evaluate`; `fn` returns arrays [B, E] and among them `example_index`.
+    Args:
+      score: a compiled function from a batch on the devices to arrays [B, E], among them `example_index`.
+      batches: see `evaluate`.
+      mesh: see `evaluate`.
 
     Returns:
       name -> float64 [examples], ordered by example index, `example_index` among them.
@@ -82,7 +84,7 @@ def example_sums(
     with jax.set_mesh(mesh):
         pending = None
         for batch in batches:
-            ready, pending = pending, fn(params, adapters, to_devices(batch, mesh))
+            ready, pending = pending, score(to_devices(batch, mesh))
             parts += [_filled(ready)] if ready is not None else []  # read one batch late: the device never waits
         parts += [_filled(pending)] if pending is not None else []
     if not parts:
@@ -145,7 +147,7 @@ def sum_by_example(values: jax.Array, batch: Batch) -> jax.Array:
 
 
 def replicate(tree: Any) -> Any:
-    """Puts small results on every device, so that every process reads all of them; without a mesh it is the identity."""
+    """Puts small results on every device, so that every process reads all of them; the identity without a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return tree
     return jax.lax.with_sharding_constraint(tree, PartitionSpec())
