@@ -1,0 +1,1 @@
+"""Losses: the chunked weighted cross-entropy, and the objectives built on it."""

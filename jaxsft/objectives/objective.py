@@ -1,0 +1,73 @@
+"""What an objective is, and what it sees of the model."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+
+from jaxsft.config import ObjectiveConfig
+from jaxsft.data.batch import Batch
+from jaxsft.errors import UserError
+from jaxsft.objectives.terms import Term
+
+Head = Callable[[Any, jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelOutput:
+    """A forward pass, with the head not yet applied.
+
+    Attributes:
+      hidden: [B, T, D] after the final norm, in the compute dtype.
+      head: `head(head_params, hidden[..., D]) -> logits [..., V]`; carries tying, soft-cap and the head's adapter.
+      head_params: all that `head` reads. Its gradient is computed for those leaves alone that are being differentiated,
+        so frozen leaves cost nothing.
+      aux: what the adapters reported, stacked by the scan over layers.
+    """
+
+    hidden: jax.Array
+    head: Head
+    head_params: Any
+    aux: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+class Model(Protocol):
+    """The model as an objective sees it, built by the training step around parameters, adapters and keys."""
+
+    def __call__(self, batch: Batch, *, adapter: bool = True, embed_noise: jax.Array | None = None) -> ModelOutput:
+        """One forward pass.
+
+        Args:
+          batch: the rows.
+          adapter: False switches adapters off, which gives the reference model without further memory.
+          embed_noise: [B, T, D], added to the embedded tokens.
+        """
+        ...
+
+
+class Objective(Protocol):
+    """A loss. Static and hashable: a frozen dataclass of plain numbers, closed over by the jitted step."""
+
+    def denominators(self, batch: Batch) -> dict[str, jax.Array]:
+        """The denominators of the terms, from arrays of the whole global batch, before it is cut into micro-batches."""
+        ...
+
+    def __call__(
+        self, model: Model, batch: Batch, denominators: dict[str, jax.Array]
+    ) -> tuple[dict[str, Term], dict[str, jax.Array]]:
+        """The terms of one micro-batch, and sums of metrics, which add up over micro-batches and batches."""
+        ...
+
+
+def make_objective(config: ObjectiveConfig) -> Objective:
+    """The objective that `config.name` names.
+
+    Raises:
+      UserError: for a name that is none.
+    """
+    from jaxsft.objectives.sft import SFT
+
+    if config.name == "sft":
+        return SFT(config.reduction, config.z_loss, config.label_smoothing, config.chunk_size)
+    raise UserError(f"config.objective.name is {config.name!r}; the objectives are: sft.")

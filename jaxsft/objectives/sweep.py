@@ -1,0 +1,269 @@
+"""One sweep of the head over chunks of tokens, with or without gradients; `[tokens, vocabulary]` never exists.
+
+Everything that needs logits during training is a `Measure` of them: a few numbers a token. A sweep visits the active
+tokens (gathered to the front of their rows, so that it stops when they are through), applies the head to a chunk of
+them, measures, and where the derivative with respect to the measured numbers is known pulls it back through the head at
+once. That takes three products with the head (two where either its parameters or the hidden states are not
+differentiated); recomputation would take four. Two functions are built on it:
+
+  `weighted_sum`  every token's derivative is known beforehand (its weight): gradients come with the forward sweep.
+  `per_token`     it is known only later: a forward sweep, and a second one in the backward pass.
+
+Rows are never split and the loop runs over positions, so a batch sharded over devices stays where it is.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax.custom_derivatives import SymbolicZero
+
+from jaxsft.sharding import constrain
+
+Values = dict[str, jax.Array]  # name -> a number for each token
+Head = Callable[[Any, Any], Any]
+
+
+class Measure(Protocol):
+    """A few numbers for each token's logits, and their derivative written by hand, so that it fuses."""
+
+    def values(self, logits: Any, labels: Any) -> Values:
+        """Floats [B, C] from logits [B, C, V] (or a tree of such) and labels [B, C]."""
+        ...
+
+    def pullback(self, logits: Any, labels: Any, values: Values, cotangents: Values) -> Any:
+        """The cotangents of the logits, in their shapes and dtypes, from those of the values."""
+        ...
+
+
+def weighted_sum(
+    head: Head,
+    measure: Measure,
+    integrand: Callable[[Values, Any], jax.Array],
+    params: Any,
+    hidden: Any,
+    labels: Any,
+    weights: jax.Array,
+    chunk_size: int,
+) -> tuple[jax.Array, Values]:
+    """Sum over tokens of weight * integrand(values, labels), differentiable in `params` and `hidden`.
+
+    Args:
+      head: `head(params, hidden[B, C, D]) -> logits`; closes over nothing that is differentiated.
+      measure: what is measured of the logits.
+      integrand: the loss of a token from its measured values and labels; elementwise.
+      params: a tree; only leaves that are being differentiated get a gradient, the others cost nothing.
+      hidden: [B, T, D], or a tree of such arrays.
+      labels: a tree of arrays [B, T] for measure and integrand; not differentiated.
+      weights: [B, T]; tokens of weight zero are skipped.
+      chunk_size: tokens whose logits exist at once, over all devices.
+
+    Returns:
+      The scalar, and the measured values [B, T]: without gradient, and 0 where the weight is 0.
+
+    Raises:
+      ValueError: if `labels` or `weights` are being differentiated: they have no gradient here.
+    """
+
+    def finish(values, labels, weights):
+        losses = integrand(values, labels)
+        return jnp.sum(jnp.where(weights != 0, losses * weights.astype(losses.dtype), 0)), values
+
+    def cotangents(values, labels, weights):
+        losses, pull = jax.vjp(lambda v: integrand(v, labels), values)
+        return pull(weights.astype(losses.dtype))[0]
+
+    @jax.custom_vjp
+    def run(params, hidden, labels, weights):
+        return finish(_values(head, measure, params, hidden, labels, weights != 0, chunk_size), labels, weights)
+
+    def run_forward(*primals):
+        arrays, wanted = _unwrap(primals)
+        if any(jax.tree.leaves(wanted[2:])):
+            raise ValueError(
+                "labels and weights of a chunked loss have no gradient; apply jax.lax.stop_gradient to them"
+            )
+        params, hidden, labels, weights = arrays
+        values, gradients = _gradients(
+            head, measure, params, hidden, labels, weights != 0, chunk_size, wanted[:2], cotangents, weights
+        )
+        return finish(values, labels, weights), gradients
+
+    def run_backward(gradients, cotangents):
+        scale, _ = cotangents
+        if isinstance(scale, SymbolicZero):
+            return None, None, None, None
+        return *jax.tree.map(lambda g: (g * scale).astype(g.dtype), gradients), None, None
+
+    run.defvjp(run_forward, run_backward, symbolic_zeros=True)
+    loss, values = run(params, hidden, labels, weights)
+    return loss, jax.lax.stop_gradient(values)
+
+
+def per_token(
+    head: Head, measure: Measure, params: Any, hidden: Any, labels: Any, active: jax.Array, chunk_size: int
+) -> Values:
+    """The measured values of every token, differentiable in `params` and `hidden`; arguments as for `weighted_sum`.
+
+    Args:
+      active: bool [B, T]; the other tokens are skipped and have value 0.
+    """
+
+    @jax.custom_vjp
+    def run(params, hidden, labels, active):
+        return _values(head, measure, params, hidden, labels, active, chunk_size)
+
+    def run_forward(*primals):
+        arrays, wanted = _unwrap(primals)
+        return run(*arrays), (arrays, _Flags(jax.tree.leaves(wanted[:2])))
+
+    def run_backward(residuals, cotangents):
+        (params, hidden, labels, active), flags = residuals
+        wanted = jax.tree.unflatten(jax.tree.structure((params, hidden)), flags)
+        known = {name: c for name, c in cotangents.items() if not isinstance(c, SymbolicZero)}
+
+        def look_up(values, labels, known):
+            return {name: known.get(name, jnp.zeros_like(value)) for name, value in values.items()}
+
+        _, gradients = _gradients(head, measure, params, hidden, labels, active, chunk_size, wanted, look_up, known)
+        return *gradients, None, None
+
+    run.defvjp(run_forward, run_backward, symbolic_zeros=True)
+    return run(params, hidden, labels, active)
+
+
+def _values(head, measure, params, hidden, labels, active, chunk_size) -> Values:
+    """The forward sweep: one product with the head."""
+    chunks = _Chunks.plan(active, chunk_size)
+
+    def values_of(i):
+        logits = _constrained(head(params, chunks.hidden(hidden, i)))
+        return chunks.masked(measure.values(logits, chunks.cut(labels, i)), i)
+
+    def body(i, values):
+        return chunks.paste(values, values_of(i), i)
+
+    start = chunks.zeros(jax.eval_shape(values_of, 0))
+    return chunks.restore(jax.lax.fori_loop(0, chunks.count, body, start))
+
+
+def _gradients(head, measure, params, hidden, labels, active, chunk_size, wanted, cotangents, given):
+    """The sweep with gradients: values [B, T], and the gradients of (params, hidden), None for leaves not `wanted`.
+
+    `cotangents(values, labels, given)` are the derivatives by the values of a chunk; `given` is a tree of [B, T].
+    """
+    chunks = _Chunks.plan(active, chunk_size)
+    wanted_params, wanted_hidden = wanted
+
+    def step(i):
+        chunk, label = chunks.hidden(hidden, i), chunks.cut(labels, i)
+
+        def logits_of(some_params, some_hidden):
+            return _constrained(head(_merge(params, some_params), _merge(chunk, some_hidden)))
+
+        logits, pull = jax.vjp(logits_of, _select(params, wanted_params), _select(chunk, wanted_hidden))
+        values = chunks.masked(measure.values(logits, label), i)
+        seeds = chunks.masked(cotangents(values, label, chunks.cut(given, i)), i)
+        return values, *pull(measure.pullback(logits, label, values, seeds))
+
+    def body(i, carry):
+        all_values, sums, all_dhidden = carry
+        values, dparams, dhidden = step(i)
+        sums = jax.tree.map(lambda total, d: total + d.astype(total.dtype), sums, dparams)
+        return chunks.paste(all_values, values, i), sums, chunks.paste(all_dhidden, dhidden, i)
+
+    values, dparams, dhidden = jax.eval_shape(step, 0)
+    sums = jax.tree.map(lambda d: jnp.zeros(d.shape, jnp.promote_types(d.dtype, jnp.float32)), dparams)
+    start = (chunks.zeros(values), sums, chunks.zeros(dhidden))
+    values, sums, dhidden = jax.lax.fori_loop(0, chunks.count, body, start)
+    sums = jax.tree.map(lambda total, d: total.astype(d.dtype), sums, dparams)
+    return chunks.restore(values), (sums, chunks.restore(dhidden))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Chunks:
+    """How the active tokens of [B, T] are cut: each row's come first, in order, then `width` of every row at a time."""
+
+    order: jax.Array  # int32 [B, columns], the position that each column holds
+    keep: jax.Array  # bool [B, columns], False in columns without active token
+    length: int
+    width: int
+
+    @classmethod
+    def plan(cls, active: jax.Array, chunk_size: int) -> "_Chunks":
+        batch, length = active.shape
+        width = min(length, max(1, chunk_size // batch))
+        padding = ((0, 0), (0, -length % width))
+        order = jnp.argsort(~active, axis=1, stable=True).astype(jnp.int32)
+        keep = _take(active, order)
+        return cls(jnp.pad(order, padding), jnp.pad(keep, padding), length, width)
+
+    @property
+    def count(self) -> jax.Array:
+        """Chunks that hold an active token; those behind are never computed."""
+        return -(-jnp.max(jnp.sum(self.keep, axis=1, dtype=jnp.int32)) // self.width)
+
+    def cut(self, tree: Any, i: jax.Array) -> Any:
+        """[B, width, ...] of every array [B, T, ...]."""
+        order = self._slice(self.order, i)
+        return jax.tree.map(lambda x: _take(x, order), tree)
+
+    def hidden(self, tree: Any, i: jax.Array) -> Any:
+        """As `cut`, with zeros for inactive tokens: what stands there may be anything, even NaN."""
+        keep = self._slice(self.keep, i)[..., None]
+        return jax.tree.map(
+            lambda x: constrain(jnp.where(keep, x, 0), "batch", "length", "act_embed"), self.cut(tree, i)
+        )
+
+    def masked(self, values: Values, i: jax.Array) -> Values:
+        """A chunk's values, with zeros for inactive tokens."""
+        keep = self._slice(self.keep, i)
+        return jax.tree.map(lambda v: jnp.where(keep, v, 0), values)
+
+    def zeros(self, shapes: Any) -> Any:
+        """Room for all chunks of arrays of these shapes."""
+        return jax.tree.map(lambda s: jnp.zeros((s.shape[0], self.order.shape[1], *s.shape[2:]), s.dtype), shapes)
+
+    def paste(self, tree: Any, chunk: Any, i: jax.Array) -> Any:
+        """Puts a chunk into the room that `zeros` made."""
+        put = lambda x, c: jax.lax.dynamic_update_slice_in_dim(x, c, i * self.width, axis=1)  # noqa: E731
+        return jax.tree.map(put, tree, chunk)
+
+    def restore(self, tree: Any) -> Any:
+        """Every token back where it came from: [B, T, ...]."""
+        position = jnp.argsort(self.order[:, : self.length], axis=1)
+        return jax.tree.map(lambda x: _take(x, position), tree)
+
+    def _slice(self, x: jax.Array, i: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_slice_in_dim(x, i * self.width, self.width, axis=1)
+
+
+@jax.tree_util.register_static
+class _Flags(tuple):
+    """Which leaves are being differentiated, kept among residuals as a static value."""
+
+
+def _take(x: jax.Array, order: jax.Array) -> jax.Array:
+    """x[b, order[b, c]] as a gather that is local to each row, hence to each device."""
+    return jax.vmap(lambda row, indices: row.at[indices].get(mode="promise_in_bounds"))(x, order)
+
+
+def _constrained(logits: Any) -> Any:
+    return jax.tree.map(lambda z: constrain(z, "batch", "length", "vocab"), logits)
+
+
+def _unwrap(primals: Any) -> tuple[Any, Any]:
+    """The arrays of custom_vjp's primals, and which of them are being differentiated."""
+    return jax.tree.map(lambda p: p.value, primals), jax.tree.map(lambda p: p.perturbed, primals)
+
+
+def _select(tree: Any, wanted: Any) -> Any:
+    """The wanted leaves; None in place of the others."""
+    return jax.tree.map(lambda x, want: x if want else None, tree, wanted)
+
+
+def _merge(tree: Any, some: Any) -> Any:
+    """The tree, with leaves from `some` wherever it has them."""
+    return jax.tree.map(lambda x, new: x if new is None else new, tree, some)
