@@ -1,0 +1,101 @@
+"""What a tuning method is: how trained and frozen arrays make up the model, and what it adds to the step.
+
+Full fine-tuning and every adapter answer to the same protocol, so the step, the loop and the checkpoints know none of them
+by name. A method is static (a frozen dataclass, closed over by the compiled step); its arrays live in `TrainState`.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+
+from jaxsft.data.batch import Batch
+from jaxsft.objectives.terms import Term
+
+Tree = Any
+
+
+class Parts(NamedTuple):
+    """A tree for each life that an array can lead.
+
+    Attributes:
+      params: trained; float32; differentiated; in the checkpoint.
+      frozen: never differentiated, never in an adapter's checkpoint, never copied.
+      aux: checkpointed but not differentiated (indices, ages, averages); integers live here.
+    """
+
+    params: Tree
+    frozen: Tree
+    aux: Tree
+
+
+class Maintenance(NamedTuple):
+    """Work on the state between steps, by a host clock: the loop calls it without knowing what it is.
+
+    Attributes:
+      due: steps done -> whether to run now.
+      apply: pure function from train state to train state, jitted by the caller with the state donated.
+    """
+
+    due: Callable[[int], bool]
+    apply: Callable[[Any], Any]
+
+
+class Method(Protocol):
+    """A way to train a model; `Base` below has the answers of a method that needs nothing special."""
+
+    def split(self, base: Tree, key: jax.Array) -> Parts:
+        """The parts of a fresh run, from the base's parameters. Pure; runs under `jax.eval_shape` and `jax.jit`."""
+        ...
+
+    def axes(self, base_axes: Tree) -> Parts:
+        """Logical axis names of the parts, from those of the base."""
+        ...
+
+    def compose(self, parts: Parts, probes: Tree) -> tuple[Tree, Tree | None]:
+        """The model's parameters, and the adapter nodes for its linear maps (None: no adapters)."""
+        ...
+
+    def merge(self, parts: Parts) -> Tree:
+        """The parameters of a plain model that computes the same, where the method defines that."""
+        ...
+
+
+class Base:
+    """Defaults: no probes, no terms, no maintenance."""
+
+    frozen_head: bool = True
+
+    def probes(self, parts: Parts) -> Tree:
+        """Zero inputs differentiated beside the parameters; `observe` gets their gradients."""
+        del parts
+        return {}
+
+    def observe(self, aux: Tree, probe_gradients: Tree) -> Tree:
+        """The next `aux`, given the (accumulated) gradients at the probes."""
+        del probe_gradients
+        return aux
+
+    def denominators(self, batch: Batch) -> dict[str, jax.Array]:
+        """Denominators of `terms`, from arrays of the whole global batch alone."""
+        del batch
+        return {}
+
+    def terms(self, reports: list[Tree], batch: Batch, denominators: dict[str, jax.Array]) -> dict[str, Term]:
+        """Loss terms from what the adapters reported, one tree per forward pass of a micro-batch."""
+        del reports, batch, denominators
+        return {}
+
+    def penalties(self, parts: Parts) -> dict[str, Term]:
+        """Loss terms of the parameters alone, added once, after accumulation."""
+        del parts
+        return {}
+
+    def update_mask(self, params: Tree) -> Tree | None:
+        """0/1 arrays that multiply gradients and updates (rows of a stack that stay frozen); None trains everything."""
+        del params
+        return None
+
+    def maintenance(self) -> Maintenance | None:
+        """See `Maintenance`."""
+        return None

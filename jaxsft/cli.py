@@ -1,0 +1,98 @@
+"""What every script shares: flags, typed configs with dotted overrides, one-sentence errors, quiet libraries."""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+from absl import app, flags
+from ml_collections import config_flags
+
+from jaxsft.config import did_you_mean, validate
+from jaxsft.errors import UserError
+
+T = TypeVar("T")
+
+
+def define_config(default: str | None = None) -> None:
+    """Declares `--config=FILE.py`, whose `get_config()` returns a dataclass, and `--config.a.b=value` overrides."""
+    config_flags.DEFINE_config_file("config", default, "A Python file with get_config(), such as configs/sft.py.")
+
+
+def get_config(kind: type[T]) -> T:
+    """The parsed and validated config.
+
+    Raises:
+      UserError: if it is missing, of another kind, or a field is wrong.
+    """
+    config = flags.FLAGS.config
+    if config is None:
+        raise UserError("--config is missing; name a file such as --config=configs/sft.py.")
+    if not isinstance(config, kind):
+        raise UserError(f"the config is a {type(config).__name__}, but this script takes a {kind.__name__}.")
+    validate(config)
+    return config
+
+
+def main(function: Callable[[], str]) -> None:
+    """Parses the flags, runs `function`, prints its one-line result.
+
+    A `UserError` is printed as one sentence, with exit status 1; any other exception is a defect and keeps its traceback.
+    """
+    _quiet()
+    try:
+        app.run(lambda _: print(function()), flags_parser=_parse)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _quiet() -> None:
+    """Libraries are silent unless something is wrong."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forks after threads warn
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    for name in ("absl", "orbax", "jax", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+    is_override = lambda a: a.lstrip("-").startswith("config.")  # noqa: E731
+    try:
+        if any(is_override(a) for a in argv):
+            flags.FLAGS([a for a in argv if not is_override(a)])
+            for argument in filter(is_override, argv):
+                _check_path(flags.FLAGS.config, argument.lstrip("-").split("=")[0])
+            flags.FLAGS.unparse_flags()
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        raise UserError(f"{str(error).rstrip('.')}; --help lists the flags.") from error
+    except (OSError, ImportError) as error:
+        raise UserError(f"--config could not be read: {error}.") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"a --config override does not fit its field: {error}.") from error
+    if len(rest) > 1:
+        raise UserError(f"{rest[1]!r} is no flag; flags are written --name=value.")
+    return rest
+
+
+def _check_path(config: Any, path: str) -> None:
+    """Refuses an override of a field that does not exist, naming the nearest one."""
+    node, done = config, "config"
+    for part in path.split(".")[1:]:
+        name = part.split("[")[0]
+        if hasattr(node, "__dataclass_fields__") and name not in node.__dataclass_fields__:
+            known = node.__dataclass_fields__
+            hint = did_you_mean(name, known) or f"; it has {', '.join(known)}."
+            raise UserError(f"{done}.{name} is no field of {type(node).__name__}{hint}")
+        node = getattr(node, name, None)
+        if "[" in part and isinstance(node, (list, tuple)):
+            index = int(part.split("[")[1].rstrip("]"))
+            if index >= len(node):
+                raise UserError(f"{done}.{part} does not exist; {done}.{name} has {len(node)} entries.")
+            node = node[index]
+        done = f"{done}.{part}"

@@ -1,0 +1,94 @@
+"""Checkpoints of the train state, with Orbax: asynchronous, atomic, keep-latest and keep-best."""
+
+from typing import Any
+
+import jax
+from etils import epath
+from orbax.checkpoint import v1 as ocp
+
+from jaxsft.config import CheckpointConfig
+from jaxsft.errors import UserError
+
+Tree = Any
+BEST = "eval_loss"
+
+
+class Checkpoints:
+    """The folder `checkpoints/` of a workdir.
+
+    A save that did not finish leaves only a temporary folder, which is never listed and is removed at the next start.
+    """
+
+    def __init__(self, directory: epath.PathLike, config: CheckpointConfig, read_only: bool = False):
+        policies = ocp.training.preservation_policies
+        keep = [policies.LatestN(max(config.keep_latest, 1))]
+        if config.keep_best:
+            best = policies.BestN(
+                get_metric_fn=lambda m: m[BEST], reverse=True, n=config.keep_best, keep_checkpoints_without_metrics=False
+            )
+            keep.append(best)
+        self._directory = epath.Path(directory)
+        self._checkpointer = ocp.training.Checkpointer(
+            self._directory,
+            save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+            preservation_policy=policies.AnyPreservationPolicy(keep),
+            cleanup_tmp_directories=not read_only,
+        )
+
+    @property
+    def latest(self) -> int | None:
+        """The last whole checkpoint's step."""
+        latest = self._checkpointer.latest
+        return None if latest is None else latest.step
+
+    def save(self, step: int, state: Tree, counters: dict[str, Any], eval_loss: float | None = None) -> None:
+        """Starts a save: the arrays are copied before it returns, and written in the background.
+
+        Args:
+          step: steps done.
+          state: the tree to save.
+          counters: JSON values of the host that go with the state.
+          eval_loss: what keep-best compares.
+
+        Raises:
+          UserError: if this or the save before it could not be written (say, the disk is full).
+        """
+        metrics = None if eval_loss is None else {BEST: eval_loss}
+        self._guard(
+            lambda: self._checkpointer.save_async(step, state, metrics=metrics, custom_metadata=counters, force=True)
+        )
+
+    def wait(self) -> None:
+        """Until everything saved is whole on disk; errors as in `save`."""
+        self._guard(self._checkpointer.wait)
+
+    def restore(self, step: int, abstract: Tree) -> tuple[Tree, dict[str, Any]]:
+        """The state of a step, each array straight into its sharding, and its counters.
+
+        Args:
+          step: a step of `checkpoints/`.
+          abstract: tree of ShapeDtypeStructs with shardings.
+        """
+        try:
+            state = self._checkpointer.load(step, abstract)
+        except (ValueError, KeyError) as error:
+            raise UserError(f"checkpoint {step} in {self._directory} does not fit this config's state: {error}") from error
+        return state, dict(self._checkpointer.metadata(step).custom_metadata or {})
+
+    def close(self) -> None:
+        """Waits, and releases the background threads."""
+        self._guard(self._checkpointer.close)
+
+    def _guard(self, action: Any) -> None:
+        try:
+            action()
+        except (OSError, ValueError) as error:  # tensorstore reports a full disk as ValueError
+            raise UserError(
+                f"a checkpoint could not be written to {self._directory}: {str(error).splitlines()[0]}; "
+                "free or choose another disk and run the same command again."
+            ) from error
+
+
+def abstract_like(shapes: Tree, shardings: Tree) -> Tree:
+    """ShapeDtypeStructs with shardings, as `restore` and ahead-of-time compilation want them."""
+    return jax.tree.map(lambda s, h: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=h), shapes, shardings)

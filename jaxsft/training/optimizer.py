@@ -1,0 +1,111 @@
+"""Optimizers and schedules, from optax. The learning rate is applied by the step, so it can be logged and refilled."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxsft.config import OptimizerConfig
+from jaxsft.models import layout
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Optimizer:
+    """What the step needs.
+
+    Attributes:
+      transformation: gradients -> directions; the update is minus the learning rate times the direction.
+      schedule: step (int32 []) -> learning rate.
+      ema: decay of the parameters' moving average; 0 is none.
+    """
+
+    transformation: optax.GradientTransformation
+    schedule: Callable[[jax.Array], jax.Array]
+    ema: float = 0.0
+
+
+def make_optimizer(config: OptimizerConfig, steps: int, layers: layout.Layout, params: Tree) -> Optimizer:
+    """The optimizer of a run of `steps` steps.
+
+    Args:
+      config: see `OptimizerConfig`.
+      steps: length of the run, for the schedule.
+      layers: resolves `no_decay` patterns.
+      params: trained parameters, or their shapes.
+    """
+    kernel = per_layer if config.name in LAYERWISE else lambda tx, _: tx
+    parts = [kernel(DIRECTIONS[config.name](config, params), params)]
+    if config.max_grad_norm:
+        parts.insert(0, optax.clip_by_global_norm(config.max_grad_norm))
+    if config.weight_decay:
+        parts.append(_weight_decay(config, layers, params))
+    return Optimizer(optax.chain(*parts), make_schedule(config, steps), config.ema)
+
+
+def make_schedule(config: OptimizerConfig, steps: int) -> Callable[[jax.Array], jax.Array]:
+    """Linear warm-up from 0 and then the named shape; step s (from 0) is updated with schedule(s).
+
+    The last step's learning rate is one interval above `final_ratio * learning_rate`, as in optax and transformers.
+    """
+    warmup = config.warmup_steps if config.warmup_steps >= 0 else round(config.warmup_ratio * steps)
+    warmup = min(warmup, steps)
+    peak, last, rest = config.learning_rate, config.learning_rate * config.final_ratio, max(steps - warmup, 1)
+    decay = min(max(round(config.decay_ratio * steps), 1), rest)
+    after = {
+        "constant": lambda: optax.constant_schedule(peak),
+        "linear": lambda: optax.linear_schedule(peak, last, rest),
+        "cosine": lambda: optax.cosine_decay_schedule(peak, rest, config.final_ratio),
+        "wsd": lambda: optax.linear_schedule(peak, last, decay, transition_begin=rest - decay),
+    }[config.schedule]()
+    if not warmup:
+        return after
+    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+
+
+# Each: gradients -> ascent directions, without learning rate and weight decay.
+DIRECTIONS: dict[str, Callable[[OptimizerConfig, Tree], optax.GradientTransformation]] = {
+    "adamw": lambda c, _: optax.scale_by_adam(b1=c.b1, b2=c.b2, eps=c.eps),
+    "lion": lambda c, _: optax.scale_by_lion(b1=c.b1, b2=c.b2),
+    "sm3": lambda c, _: optax.scale_by_sm3(b1=c.b1, b2=c.b2, eps=c.eps),
+    "adafactor": lambda c, _: optax.chain(
+        optax.scale_by_factored_rms(decay_rate=0.8), optax.clip_by_block_rms(1.0), optax.ema(c.b1, debias=False)
+    ),
+    "muon": lambda c, params: optax.partition(
+        {
+            "matrix": optax.contrib.scale_by_muon(beta=c.b1, consistent_rms=0.2),  # AdamW's typical update size
+            "other": optax.scale_by_adam(b1=c.b1, b2=c.b2, eps=c.eps),
+        },
+        lambda tree: layout.map_leaves(lambda path, x: "matrix" if path[0] == "stacks" and x.ndim == 2 else "other", tree),
+    ),
+}
+# These look at the shape of an array, so a stack of layers is taken layer by layer.
+LAYERWISE = ("adafactor", "sm3", "muon")
+
+
+def per_layer(tx: optax.GradientTransformation, params: Tree) -> optax.GradientTransformation:
+    """Applies `tx` to each layer of every stack as if the layers were arrays of their own."""
+    label = lambda path, _: "/".join(path[:3]) if path[0] == "stacks" else "whole"  # noqa: E731
+    labels = layout.map_leaves(label, params)
+    stacked = optax.GradientTransformation(jax.vmap(tx.init), jax.vmap(tx.update))
+    names = set(jax.tree.leaves(labels))
+    return optax.partition({name: tx if name == "whole" else stacked for name in names}, labels)
+
+
+def _weight_decay(config: OptimizerConfig, layers: layout.Layout, params: Tree) -> optax.GradientTransformation:
+    """Adds decay * p to the direction of every parameter that `no_decay` does not name."""
+
+    def mask(path: tuple[str, ...], leaf: Any) -> jax.Array:
+        skipped = layers.matching_rows(path, config.no_decay)
+        return jnp.asarray(~skipped, jnp.float32).reshape(-1, *[1] * (leaf.ndim - 1)) if path[0] == "stacks" else ~skipped[0]
+
+    masks = layout.map_leaves(mask, params)
+
+    def update(directions: Tree, state: optax.EmptyState, params: Tree | None = None):
+        return jax.tree.map(lambda d, p, m: d + config.weight_decay * m * p, directions, params, masks), state
+
+    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)

@@ -1,0 +1,193 @@
+"""A run's compiled program: everything that is known before a single weight is loaded.
+
+Shapes, shardings, and the step compiled ahead of time. It needs devices to compile for, not devices to run on, so the same
+code serves training and planning for absent TPUs.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding
+
+from jaxsft.adapters.full import Full
+from jaxsft.adapters.lora import LoRA
+from jaxsft.adapters.method import Method, Parts
+from jaxsft.config import TrainConfig
+from jaxsft.data.batch import Batch
+from jaxsft.errors import UserError
+from jaxsft.models.architecture import Architecture
+from jaxsft.models.decoder import Decoder
+from jaxsft.models.layout import Layout
+from jaxsft.objectives.objective import make_objective
+from jaxsft.sharding import batch_sharding, data_shards, replicated, tree_shardings
+from jaxsft.training.checkpoint import abstract_like
+from jaxsft.training.optimizer import Optimizer, make_optimizer
+from jaxsft.training.state import TrainState
+from jaxsft.training.step import Step, make_step
+
+Tree = Any
+
+
+@dataclasses.dataclass
+class Program:
+    """What `build` returns.
+
+    Attributes:
+      state: TrainState of ShapeDtypeStructs with shardings.
+      frozen: likewise, what is not trained.
+      batch: likewise, a Batch.
+      step: the step as a jitted function, state donated.
+    """
+
+    config: TrainConfig
+    mesh: Mesh
+    decoder: Decoder
+    method: Method
+    optimizer: Optimizer
+    state: TrainState
+    frozen: Tree
+    batch: Batch
+    step: Step
+
+    def compile(self) -> Any:
+        """The step for these shapes and shardings, compiled."""
+        with jax.set_mesh(self.mesh):
+            return self.step.lower(self.state, self.frozen, self.batch).compile()
+
+    def initial(self, base: Tree) -> tuple[TrainState, Tree]:
+        """State and frozen parameters of a fresh run, in their shardings; `base` is donated."""
+        start = jax.jit(
+            lambda base: _initial(self.config, self.method, self.optimizer, base),
+            out_shardings=jax.tree.map(lambda s: s.sharding, (self.state, self.frozen)),
+            donate_argnums=0,
+        )
+        with jax.set_mesh(self.mesh):
+            return start(base)
+
+    def frozen_only(self, base: Tree) -> Tree:
+        """What a resumed run needs of the base; the rest comes from the checkpoint."""
+        with jax.set_mesh(self.mesh):
+            frozen = lambda base: self.method.split(base, jax.random.key(0)).frozen  # noqa: E731
+            return jax.jit(frozen, out_shardings=jax.tree.map(lambda s: s.sharding, self.frozen), donate_argnums=0)(base)
+
+
+def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, example: Batch) -> Program:
+    """Lays out and traces a run.
+
+    Args:
+      config: the run's.
+      arch: the model's sizes.
+      mesh: of devices to run on or only to compile for.
+      steps: length of the run.
+      example: a batch of the run, or one of ShapeDtypeStructs: its shapes, with `config.batch_size` rows.
+
+    Raises:
+      UserError: if rows, micro-batches or weights do not divide by the mesh.
+    """
+    _check_rows(config, mesh)
+    dtype, param_dtype = dtypes(config, mesh)
+    decoder = Decoder(arch, dtype=dtype, remat=config.model.remat, attention=config.model.attention)
+    method = make_method(config, Layout(arch))
+    abstract_base = decoder.abstract_params(param_dtype)
+    parts = jax.eval_shape(lambda base: method.split(base, jax.random.key(config.seed)), abstract_base)
+    axes: Parts = method.axes(decoder.logical_axes())
+    optimizer = make_optimizer(config.optimizer, steps, Layout(arch), parts.params)
+    objective = make_objective(
+        dataclasses.replace(config.objective, chunk_size=config.objective.chunk_size * data_shards(mesh))
+    )
+    step = make_step(decoder, method, objective, optimizer, config.accumulate, axes.params)
+
+    shapes, frozen = jax.eval_shape(lambda base: _initial(config, method, optimizer, base), abstract_base)
+    state_shardings = _state_shardings(shapes, axes, mesh)
+    state = abstract_like(shapes, state_shardings)
+    frozen = abstract_like(frozen, tree_shardings(axes.frozen, frozen, mesh))
+    rows = batch_sharding(mesh)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), example)
+    jitted = jax.jit(
+        step,
+        in_shardings=jax.tree.map(lambda s: s.sharding, (state, frozen, batch)),
+        out_shardings=(state_shardings, replicated(mesh)),
+        donate_argnums=0,
+    )
+    return Program(config, mesh, decoder, method, optimizer, state, frozen, batch, jitted)
+
+
+def make_method(config: TrainConfig, layers: Layout) -> Method:
+    """The tuning method that the config names."""
+    if config.adapter.kind == "lora":
+        if config.optimizer.freeze:
+            raise UserError("config.optimizer.freeze has no effect under an adapter; leave it empty and narrow the targets.")
+        return LoRA(config.adapter.lora, layers)
+    return Full(layers, config.optimizer.freeze)
+
+
+def dtypes(config: TrainConfig, mesh: Mesh) -> tuple[Any, Any]:
+    """Compute dtype, and dtype in which the base is loaded (float32 if all of it is trained)."""
+    auto = jnp.float32 if mesh.devices.flat[0].platform == "cpu" else jnp.bfloat16
+    pick = lambda name: auto if name == "auto" else jnp.dtype(name)  # noqa: E731
+    param_dtype = jnp.float32 if config.adapter.kind == "none" else pick(config.model.param_dtype)
+    return jnp.dtype(pick(config.model.dtype)), jnp.dtype(param_dtype)
+
+
+def abstract_batch(rows: int, length: int, slots: int) -> Batch:
+    """The shapes of a batch without recipe extras."""
+    ints, floats = (jax.ShapeDtypeStruct((rows, length), d) for d in (jnp.int32, jnp.float32))
+    extras = {"example_index": jax.ShapeDtypeStruct((rows, slots), jnp.int32)}
+    return Batch(ints, ints, ints, ints, ints, floats, extras)
+
+
+def _initial(config: TrainConfig, method: Method, optimizer: Optimizer, base: Tree) -> tuple[TrainState, Tree]:
+    key = jax.random.key(config.seed)
+    parts = method.split(base, key)
+    aux = {"method": parts.aux} | ({"ema": jax.tree.map(jnp.copy, parts.params)} if optimizer.ema else {})
+    opt_state = optimizer.transformation.init(parts.params)
+    state = TrainState(jnp.zeros((), jnp.int32), parts.params, opt_state, jax.random.key_data(key), aux)
+    return state, parts.frozen
+
+
+def _state_shardings(shapes: TrainState, axes: Parts, mesh: Mesh) -> TrainState:
+    """Each array that stands for a parameter (a moment, an average) is sharded like it; the rest is small and replicated.
+
+    In Auto mode `jit(tx.init)` would replicate the moments without a word, so they are matched here by path and shape: a
+    moment's path ends in its parameter's path.
+    """
+    params = tree_shardings(axes.params, shapes.params, mesh)
+    known = {
+        _keys(path): (leaf.shape, sharding)
+        for (path, leaf), sharding in zip(jax.tree_util.tree_leaves_with_path(shapes.params), jax.tree.leaves(params))
+    }
+
+    def like_parameter(path: Any, leaf: Any) -> NamedSharding:
+        keys = _keys(path)
+        for start in range(len(keys)):
+            if keys[start:] in known:
+                shape, sharding = known[keys[start:]]
+                return sharding if shape == leaf.shape else replicated(mesh)
+        return replicated(mesh)
+
+    aux = dict(jax.tree_util.tree_map_with_path(like_parameter, shapes.aux))
+    aux["method"] = tree_shardings(axes.aux, shapes.aux["method"], mesh)
+    opt_state = jax.tree_util.tree_map_with_path(like_parameter, shapes.opt_state)
+    return TrainState(replicated(mesh), params, opt_state, replicated(mesh), aux)
+
+
+def _keys(path: Any) -> tuple[str, ...]:
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def _check_rows(config: TrainConfig, mesh: Mesh) -> None:
+    shards = data_shards(mesh)
+    if config.batch_size % (config.accumulate * shards):
+        raise UserError(
+            f"config.batch_size is {config.batch_size} rows, which do not divide into {config.accumulate} micro-batches "
+            f"(config.accumulate) over {shards} data-parallel devices (replica * fsdp); "
+            f"choose a multiple of {config.accumulate * shards}, or another mesh."
+        )
+
+
+def parameter_count(tree: Tree) -> int:
+    """Numbers in a tree of arrays or shapes."""
+    return int(sum(np.prod(x.shape) for x in jax.tree.leaves(tree)))

@@ -1,0 +1,147 @@
+"""The training step, a pure function: (state, frozen, batch) -> (state, metrics).
+
+Every denominator is computed over the whole global batch before it is cut into micro-batches, so gradient accumulation,
+sharding and packing cannot change the gradient.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxsft.adapters.method import Method, Parts
+from jaxsft.adapters.projection import Context
+from jaxsft.data.batch import Batch
+from jaxsft.models.decoder import Decoder
+from jaxsft.objectives.objective import Objective, Output
+from jaxsft.objectives.terms import total
+from jaxsft.sharding import constrain
+from jaxsft.training.optimizer import Optimizer
+from jaxsft.training.state import TrainState
+
+Tree = Any
+Step = Callable[[TrainState, Tree, Batch], tuple[TrainState, dict[str, jax.Array]]]
+
+
+def make_step(
+    decoder: Decoder,
+    method: Method,
+    objective: Objective,
+    optimizer: Optimizer,
+    accumulate: int = 1,
+    axes: Tree | None = None,
+) -> Step:
+    """Builds the step.
+
+    Args:
+      decoder: the model's forward pass.
+      method: how trained and frozen arrays make up the model.
+      objective: the loss.
+      optimizer: directions and schedule.
+      accumulate: micro-batches; must divide the rows of the batch.
+      axes: logical axes of the trained parameters; gradients are pinned to them.
+
+    Returns:
+      A pure function, to be jitted with the state donated. Its metrics are float32 scalars.
+    """
+
+    def loss(params: Tree, probes: Tree, state: TrainState, frozen: Tree, batch: Batch, key: jax.Array, denominators: dict):
+        parts = Parts(params, frozen, state.aux["method"])
+        model = BoundModel(decoder, method, parts, probes, key)
+        terms, sums = objective(model, batch, denominators)
+        terms = terms | method.terms(model.reports, batch, denominators)
+        shares = {f"loss/{name}": term.coefficient * term.sum / term.denominator for name, term in terms.items()}
+        return total(terms), sums | (shares if len(shares) > 1 else {})
+
+    def gradients(state: TrainState, frozen: Tree, batch: Batch, key: jax.Array):
+        """Loss, metric sums, and gradients of parameters and probes, summed over the micro-batches."""
+        denominators = objective.denominators(batch) | method.denominators(batch)
+        probes = method.probes(Parts(state.params, frozen, state.aux["method"]))
+
+        def micro_step(micro: Batch, index: jax.Array | int):
+            function = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+            (value, sums), grads = function(
+                state.params, probes, state, frozen, micro, jax.random.fold_in(key, index), denominators
+            )
+            return (value, sums), jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), grads)
+
+        if accumulate == 1:
+            return micro_step(batch, 0)
+        micros = jax.tree.map(lambda x: _interleave(x, accumulate), batch)
+        shapes = jax.eval_shape(micro_step, jax.tree.map(lambda x: x[0], micros), 0)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+        def add(carry, xs):
+            (outputs, (grads, probe_grads)) = jax.tree.map(jnp.add, carry, micro_step(*xs))
+            return (outputs, (pin(grads), probe_grads)), None
+
+        return jax.lax.scan(add, zeros, (micros, jnp.arange(accumulate)))[0]
+
+    def pin(grads: Tree) -> Tree:
+        return grads if axes is None else jax.tree.map(lambda g, a: constrain(g, *a), grads, axes)
+
+    def step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+        key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
+        (value, sums), (grads, probe_grads) = gradients(state, frozen, batch, key)
+
+        def penalty(params: Tree) -> jax.Array:
+            return total(method.penalties(Parts(params, frozen, state.aux["method"])))
+
+        if method.penalties(Parts(state.params, frozen, state.aux["method"])):
+            extra, extra_grads = jax.value_and_grad(penalty)(state.params)
+            value, grads = value + extra, jax.tree.map(jnp.add, grads, extra_grads)
+
+        mask = method.update_mask(state.params)
+        masked = lambda tree: tree if mask is None else jax.tree.map(lambda x, m: x * m, tree, mask)  # noqa: E731
+        grads = masked(pin(grads))
+        directions, opt_state = optimizer.transformation.update(grads, state.opt_state, state.params)
+        learning_rate = optimizer.schedule(state.step)
+        updates = masked(jax.tree.map(lambda d: -learning_rate * d, directions))
+        params = optax.apply_updates(state.params, updates)
+
+        aux = state.aux | {"method": method.observe(state.aux["method"], probe_grads)}
+        if "ema" in aux:
+            decay = optimizer.ema
+            aux["ema"] = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, aux["ema"], params)
+        metrics = {
+            "loss": value,
+            **objective.metrics(sums),
+            **{name: share for name, share in sums.items() if name.startswith("loss/")},
+            "grad_norm": optax.tree.norm(grads),
+            "update_norm": optax.tree.norm(updates),
+            "learning_rate": learning_rate,
+            "tokens": jnp.sum(batch.segment_ids > 0),
+        }
+        metrics = {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}
+        return TrainState(state.step + 1, params, opt_state, state.key, aux), metrics
+
+    return step
+
+
+class BoundModel:
+    """The model as an objective sees it, with parameters bound; `reports` collects what the adapters said."""
+
+    def __init__(self, decoder: Decoder, method: Method, parts: Parts, probes: Tree, key: jax.Array | None, train: bool = True):
+        self._decoder, self._key, self._train = decoder, key, train
+        self._params, self._adapters = method.compose(parts, probes)
+        self._frozen_head = method.frozen_head
+        self.reports: list[Tree] = []
+
+    def __call__(self, batch: Batch, *, adapter: bool = True, embed_noise: jax.Array | None = None) -> Output:
+        """A forward pass; `adapter=False` is the reference model under the adapter, at no extra memory."""
+        adapters = self._adapters if adapter else None
+        ctx = Context(self._key, batch.example_ids, batch.segment_ids > 0, batch.extras, self._train and adapter)
+        out = self._decoder.forward(
+            self._params, batch.tokens, batch.positions, batch.segment_ids, adapters=adapters, ctx=ctx, embed_noise=embed_noise
+        )
+        if adapter and adapters is not None:
+            self.reports.append(out.aux)
+        head_params = self._decoder.head_params(self._params, adapters)
+        return Output(out.hidden, self._decoder.head, head_params, self._frozen_head, out.aux)
+
+
+def _interleave(x: jax.Array, k: int) -> jax.Array:
+    """[B, ...] -> [k, B / k, ...]: micro-batch j takes rows j, j + k, ..., so each device keeps the rows it holds."""
+    return jnp.moveaxis(x.reshape(x.shape[0] // k, k, *x.shape[1:]), 1, 0)

@@ -1,0 +1,308 @@
+"""A training run, from config to summary: set-up, the loop, and the way back into an interrupted run.
+
+Order of events at step s, which makes a resumed run's metrics those of an undisturbed one: the step, its evaluation, its
+lines on disk, its checkpoint. A checkpoint is therefore never ahead of the metrics, and on resume the metrics are cut back
+to the checkpoint.
+"""
+
+import contextlib
+import dataclasses
+import math
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from jaxsft.adapters.method import Maintenance, Parts
+from jaxsft.config import DataConfig, TrainConfig, to_dict
+from jaxsft.data.batch import Batch
+from jaxsft.data.dataset import prepare
+from jaxsft.data.loader import Loader
+from jaxsft.data.tokenizer import load_tokenizer
+from jaxsft.errors import UserError
+from jaxsft.evaluation.perplexity import evaluate, make_nll
+from jaxsft.models.checkpoint import fingerprint, load_architecture, load_params, resolve
+from jaxsft.sharding import batch_sharding, data_shards, make_mesh
+from jaxsft.training.checkpoint import BEST, Checkpoints
+from jaxsft.training.program import Program, build, parameter_count
+from jaxsft.training.state import TrainState
+from jaxsft.training.throughput import flops_per_token, memory_gib, peak_flops
+from jaxsft.training.workdir import Metrics, Workdir
+
+PREEMPTED = 143  # exit status after SIGTERM: 128 + 15
+
+
+def train(config: TrainConfig, workdir: str) -> str:
+    """Trains, or resumes, or finds the run finished.
+
+    Args:
+      config: validated.
+      workdir: the run's folder, local or `gs://`.
+
+    Returns:
+      One line on the result.
+
+    Raises:
+      UserError: whatever the user can mend.
+      SystemExit: with status 143 after SIGTERM, the state being saved.
+    """
+    writer = jax.process_index() == 0
+    folder = Workdir(workdir, writes=writer)
+    if folder.finished:
+        return f"{workdir} is finished already: {_headline(folder)}"
+    run = _set_up(config, folder)
+    with contextlib.ExitStack() as stack:
+        checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint)
+        stack.callback(checkpoints.close)
+        state, frozen, counters = _start(run, checkpoints)
+        log = config.log
+        metrics = Metrics(folder, int(state.step), log.tensorboard, log.wandb_project, writer)
+        stack.callback(metrics.close)
+        loop = Loop(run, checkpoints, metrics, frozen, counters)
+        state = loop.run(state)
+    summary = {"steps": int(state.step), **loop.last, **{f"eval_{k}": v for k, v in loop.last_eval.items()}}
+    folder.write_json("summary.json", summary)
+    return f"{workdir}: {_headline(folder)}" if writer else ""
+
+
+@dataclasses.dataclass
+class Run:
+    """What set-up leaves for the loop."""
+
+    config: TrainConfig
+    program: Program
+    compiled: Callable[..., Any]
+    loader: Loader
+    held_out: Loader | None
+    base_path: epath.Path
+    steps: int
+    flops_per_token: float
+
+
+def _set_up(config: TrainConfig, folder: Workdir) -> Run:
+    """Data, program and record; says what it is about to do before it does it."""
+    mesh = make_mesh(config.mesh)
+    path = resolve(config.model.path)
+    arch = load_architecture(path)
+    tokenizer = load_tokenizer(path)
+    dataset = prepare(config.data, tokenizer, config.seed)
+    _say(dataset.report)
+    loader = Loader(dataset, config.data, config.batch_size, config.seed)
+    held_out, fingerprints = None, {"data": dataset.fingerprint, "model": fingerprint(path)}
+    if config.eval.path:
+        data = dataclasses.replace(
+            config.data, path=config.eval.path, rows=config.eval.rows, fields=config.eval.fields, sources=[]
+        )
+        held_out_set = prepare(data, tokenizer, config.seed)
+        _say(held_out_set.report)
+        fingerprints["eval_data"] = held_out_set.fingerprint
+        held_out = Loader(held_out_set, data, _eval_rows(config, data_shards(mesh)), config.seed)
+    steps = config.steps or loader.steps(config.epochs)
+    if steps < 1:
+        raise UserError(f"config.epochs is {config.epochs}, which is no step at {config.batch_size} rows a step; raise it.")
+    folder.record(type(config).__name__, to_dict(config), fingerprints)
+
+    program = build(config, arch, mesh, steps, loader.shapes())
+    trained, frozen = parameter_count(program.state.params), parameter_count(program.frozen)
+    _say(
+        f"model: {path.name}, {arch.num_layers} layers, {trained:,} trained and {frozen:,} frozen parameters; "
+        f"mesh: {dict(zip(mesh.axis_names, mesh.axis_sizes))}; {steps} steps of {config.batch_size} rows"
+    )
+    began = time.monotonic()
+    compiled = program.compile()
+    memory = compiled.memory_analysis()
+    if memory is not None:
+        needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+        needed = (needed - memory.alias_size_in_bytes) / 2**30
+        _say(f"step compiled in {time.monotonic() - began:.1f} s; it needs {needed:.3f} GiB a device")
+    share = trained / (trained + frozen) if frozen else 1.0
+    flops = flops_per_token(arch, loader.mean_unit_length, 0.0 if config.adapter.kind != "none" else share)
+    return Run(config, program, compiled, loader, held_out, path, steps, flops)
+
+
+def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any, dict[str, Any]]:
+    """A fresh state, or the last whole checkpoint's."""
+    program = run.program
+    _, param_dtype = _dtypes(run)
+    load = lambda: load_params(run.base_path, program.decoder, program.mesh, param_dtype)  # noqa: E731
+    if checkpoints.latest is None:
+        state, frozen = program.initial(load())
+        return state, frozen, {"num_tokens": 0}
+    _say(f"resuming at step {checkpoints.latest}")
+    frozen = program.frozen_only(load()) if jax.tree.leaves(program.frozen) else program.frozen
+    state, counters = checkpoints.restore(checkpoints.latest, program.state)
+    return state, frozen, counters
+
+
+def _dtypes(run: Run) -> tuple[Any, Any]:
+    from jaxsft.training.program import dtypes
+
+    return dtypes(run.config, run.program.mesh)
+
+
+class Loop:
+    """The loop over steps. Metrics are read one step late, so that the device never waits for the host."""
+
+    def __init__(self, run: Run, checkpoints: Checkpoints, metrics: Metrics, frozen: Any, counters: dict[str, Any]):
+        self._run, self._checkpoints, self._metrics, self._frozen = run, checkpoints, metrics, frozen
+        self._counters = counters
+        self._maintain = _jit_maintenance(run.program)
+        self._nll = make_nll(run.program.decoder, run.config.objective.chunk_size * data_shards(run.program.mesh))
+        self._pending: tuple[int, dict[str, jax.Array], float] | None = None
+        self._eval_loss: float | None = None
+        self.last: dict[str, float] = {}
+        self.last_eval: dict[str, float] = {}
+
+    def run(self, state: TrainState) -> TrainState:
+        """From the state's step to the last; returns the last state, which is saved."""
+        run, mesh = self._run, self._run.program.mesh
+        start = int(state.step)
+        with _Preemption() as preemption, jax.set_mesh(mesh), _bar(run.steps, start) as bar:
+            if start == 0:
+                self._evaluate(0, state)
+            batches = run.loader.iterate(start, run.steps)
+            self._clock = time.monotonic()
+            for step in range(start + 1, run.steps + 1):
+                batch = _to_device(next(batches), run)
+                state, metrics = run.compiled(state, self._frozen, batch)
+                if self._maintain and self._maintain.due(step):
+                    state = self._maintain.apply(state)
+                self._read(bar)
+                self._pending = (step, metrics, time.monotonic())
+                every = run.config.eval.every
+                if step == run.steps or (every and step % every == 0):
+                    self._read(bar)
+                    self._evaluate(step, state)
+                every, stop = run.config.checkpoint.every, preemption.reached(step)
+                if step == run.steps or stop or (every and step % every == 0):
+                    self._read(bar)
+                    self._save(step, state)
+                if stop and step < run.steps:
+                    self._checkpoints.wait()
+                    _say(f"stopped by SIGTERM after step {step}, which is saved; the same command resumes it")
+                    sys.exit(PREEMPTED)
+            self._checkpoints.wait()
+        return state
+
+    def _read(self, bar: tqdm) -> None:
+        """Takes in the metrics of the step before: the check for NaN, the line, the bar."""
+        if self._pending is None:
+            return
+        (step, metrics, _), self._pending = self._pending, None
+        values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+        bad = [name for name, value in values.items() if not math.isfinite(value)]
+        if bad:
+            self._metrics.sync()
+            kept = self._checkpoints.latest
+            raise UserError(
+                f"{bad[0]} is {values[bad[0]]} at step {step}; the run is stopped, "
+                + (f"and checkpoint {kept} is kept" if kept is not None else "and there is no checkpoint yet")
+                + ". Lower config.optimizer.learning_rate, or look at the rows of that step with scripts/inspect_data.py."
+            )
+        now = time.monotonic()
+        seconds, self._clock = now - self._clock, now
+        self._counters["num_tokens"] += int(values.pop("tokens"))
+        values["num_tokens"] = self._counters["num_tokens"]
+        if step % self._run.config.log.every == 0 or step == self._run.steps:
+            self._metrics.write(step, "train", values | self._timing(step, seconds))
+        self.last = values
+        bar.update(step - bar.n)
+        bar.set_postfix_str(f"loss {values['loss']:.4f}")
+
+    def _timing(self, step: int, seconds: float) -> dict[str, float]:
+        """Wall-clock figures of a step, which differ from run to run."""
+        run = self._run
+        counts = run.loader.counts(step - 1)
+        devices = run.program.mesh.devices
+        times = {f"time/{kind}_tokens_per_second": count / seconds for kind, count in counts.items()}
+        times["time/step_seconds"] = seconds
+        if peak := peak_flops(devices.flat[0]):
+            times["time/mfu"] = counts["real"] * run.flops_per_token / seconds / (peak * devices.size)
+        if (memory := memory_gib()) is not None:
+            times["time/peak_memory_gib"] = memory
+        return times
+
+    def _evaluate(self, step: int, state: TrainState) -> None:
+        run = self._run
+        if run.held_out is None:
+            return
+        params = state.aux.get("ema", state.params)
+        model, adapters = run.program.method.compose(Parts(params, self._frozen, state.aux["method"]), {})
+        result = evaluate(self._nll, model, adapters, run.held_out.evaluation_batches(), run.program.mesh)
+        self.last_eval = {"loss": result["nll_per_token"], **{k: v for k, v in result.items() if k != "nll_per_token"}}
+        self._eval_loss = result["nll_per_token"]
+        self._metrics.write(step, "eval", self.last_eval)
+        self._clock = time.monotonic()
+
+    def _save(self, step: int, state: TrainState) -> None:
+        self._metrics.sync()
+        self._checkpoints.save(step, state, dict(self._counters), self._eval_loss)
+        self._eval_loss = None
+
+
+class _Preemption:
+    """SIGTERM asks for a save at the next step; with several processes, all agree on which step that is."""
+
+    def __init__(self):
+        self._asked = False
+
+    def __enter__(self) -> "_Preemption":
+        if jax.process_count() == 1:
+            self._before = signal.signal(signal.SIGTERM, self._ask)
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        if jax.process_count() == 1:
+            signal.signal(signal.SIGTERM, self._before)
+
+    def _ask(self, *_: Any) -> None:
+        self._asked = True
+
+    def reached(self, step: int) -> bool:
+        if jax.process_count() == 1:
+            return self._asked
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step)
+
+
+def _jit_maintenance(program: Program) -> Maintenance | None:
+    maintenance = program.method.maintenance()
+    if maintenance is None:
+        return None
+    shardings = jax.tree.map(lambda s: s.sharding, program.state)
+    return Maintenance(maintenance.due, jax.jit(maintenance.apply, out_shardings=shardings, donate_argnums=0))
+
+
+def _to_device(batch: Batch, run: Run) -> Batch:
+    """This process's rows as its part of the global batch."""
+    sharding = batch_sharding(run.program.mesh)
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
+
+
+def _eval_rows(config: TrainConfig, shards: int) -> int:
+    """Rows of an evaluation batch, rounded up to a multiple of the data-parallel devices."""
+    return -(-config.eval.batch_size // shards) * shards
+
+
+def _bar(steps: int, start: int) -> Iterator[tqdm] | Any:
+    return tqdm(total=steps, initial=start, desc="train", unit="step", disable=jax.process_index() != 0, smoothing=0.1)
+
+
+def _headline(folder: Workdir) -> str:
+    import json
+
+    summary = json.loads((folder.path / "summary.json").read_text())
+    evaluated = f", held-out loss {summary['eval_loss']:.4f}" if "eval_loss" in summary else ""
+    return f"{summary['steps']} steps, training loss {summary['loss']:.4f}{evaluated}"
+
+
+def _say(text: Any) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)

@@ -1,0 +1,190 @@
+"""The workdir: the record from which a run can be repeated, its lock, and its metrics.
+
+    config.json      the resolved config, versions, fingerprints of data and model
+    metrics.jsonl    one JSON object a line: step, split, names and numbers; names under `time/` are wall-clock figures
+    checkpoints/     Orbax
+    summary.json     written last: a run that has it is finished
+"""
+
+import fcntl
+import json
+import os
+import platform
+from importlib import metadata
+from typing import Any, TextIO
+
+from etils import epath
+
+from jaxsft.errors import UserError
+
+PACKAGES = ("jaxsft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
+# Fields that may change between the start of a run and its continuation: they do not change its numbers.
+FREE = ("mesh", "checkpoint", "log.tensorboard", "log.wandb_project", "data.cache_dir")
+
+
+class Workdir:
+    """A run's folder, locked while this process lives.
+
+    Raises:
+      UserError: if it cannot be written, is locked by a live run, or holds a run of another config.
+    """
+
+    def __init__(self, path: epath.PathLike, writes: bool = True):
+        self.path = epath.Path(path)
+        self._writes = writes
+        self._lock: TextIO | None = None
+        if writes:
+            self._open()
+
+    def _open(self) -> None:
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            if not _is_remote(self.path):
+                self._lock = open(self.path / ".lock", "a")  # noqa: SIM115 (held until the process ends)
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"workdir {self.path} is in use by a live run; wait for it, or choose another --workdir.") from error
+        except OSError as error:
+            raise UserError(f"workdir {self.path} cannot be written: {error.strerror}; choose another --workdir.") from error
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run in it reached its end."""
+        return (self.path / "summary.json").exists()
+
+    def record(self, kind: str, config: dict[str, Any], fingerprints: dict[str, str]) -> None:
+        """Writes config.json, or compares it with the one that is there.
+
+        Args:
+          kind: the config's class name, such as "TrainConfig".
+          config: the resolved config.
+          fingerprints: of what the config points at (data, model).
+
+        Raises:
+          UserError: naming the first field that differs.
+        """
+        versions = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
+        new = {"kind": kind, "config": config, "fingerprints": fingerprints, "versions": versions}
+        file = self.path / "config.json"
+        if not file.exists():
+            self.write_json("config.json", new)
+            return
+        old = json.loads(file.read_text())
+        if "kind" not in old:
+            raise UserError(f"{file} is not a run's record (a model folder?); choose another --workdir.")
+        for section, free in (("config", FREE), ("fingerprints", ())):
+            before, now = _flatten(old[section]), _flatten(new[section])
+            for name in sorted(before.keys() | now.keys()):
+                if before.get(name) != now.get(name) and not any(name == f or name.startswith(f + ".") for f in free):
+                    raise UserError(
+                        f"workdir {self.path} holds a run with {section}.{name} = {before.get(name)!r}, now it is "
+                        f"{now.get(name)!r}; choose another --workdir, or repeat the command that started it."
+                    )
+        if changed := [f"{n} {old['versions'].get(n)} -> {v}" for n, v in versions.items() if old["versions"].get(n) != v]:
+            print(f"note: this run started with other versions: {', '.join(changed)}")
+
+    def write_json(self, name: str, value: Any) -> None:
+        """Writes a file whole or not at all."""
+        if not self._writes:
+            return
+        temporary = self.path / f".{name}.tmp"
+        try:
+            temporary.write_text(json.dumps(value, indent=2) + "\n")
+            temporary.rename(self.path / name)
+        except OSError as error:
+            raise UserError(f"{self.path / name} cannot be written: {error.strerror}; free the disk and run again.") from error
+
+
+class Metrics:
+    """`metrics.jsonl`, cut back to a step at the start, appended to while training; TensorBoard and W&B beside it."""
+
+    def __init__(self, workdir: Workdir, resume_step: int, tensorboard: bool, wandb_project: str, writes: bool):
+        self._path = workdir.path / "metrics.jsonl"
+        self._writes, self._file, self._board, self._wandb = writes, None, None, None
+        if not writes:
+            return
+        kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= resume_step]
+        self._text = "".join(kept)
+        temporary = workdir.path / ".metrics.jsonl.tmp"
+        temporary.write_text(self._text)
+        temporary.rename(self._path)
+        if not _is_remote(self._path):
+            self._file = open(self._path, "a")  # noqa: SIM115 (closed in close)
+        if tensorboard:
+            from tensorboardX import SummaryWriter
+
+            self._board = SummaryWriter(os.fspath(workdir.path / "tensorboard"), purge_step=resume_step + 1)
+        if wandb_project:
+            self._wandb = _start_wandb(wandb_project, workdir)
+
+    def write(self, step: int, split: str, values: dict[str, float]) -> None:
+        """One line: step, split, names and numbers."""
+        if not self._writes:
+            return
+        line = json.dumps({"step": step, "split": split, **values}) + "\n"
+        try:
+            if self._file:
+                self._file.write(line)
+                self._file.flush()
+            else:
+                self._text += line
+        except OSError as error:
+            raise UserError(f"{self._path} cannot be written: {error.strerror}; free the disk and run again.") from error
+        named = {f"{split}/{name}": value for name, value in values.items()}
+        if self._board:
+            for name, value in named.items():
+                self._board.add_scalar(name, value, step)
+        if self._wandb:
+            self._wandb.log(named, step=step)
+
+    def sync(self) -> None:
+        """Everything written is on disk: called before a checkpoint, which must never be ahead of the metrics."""
+        if self._file:
+            os.fsync(self._file.fileno())
+        elif self._writes:
+            self._path.write_text(self._text)
+        if self._board:
+            self._board.flush()
+
+    def close(self) -> None:
+        """Syncs and closes the files."""
+        self.sync()
+        for sink in (self._file, self._board):
+            if sink:
+                sink.close()
+        if self._wandb:
+            self._wandb.finish()
+
+
+def _whole_lines(path: epath.Path) -> list[str]:
+    """The lines of a file, less a last one that was cut off."""
+    if not path.exists():
+        return []
+    return [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _start_wandb(project: str, workdir: Workdir) -> Any:
+    try:
+        import wandb
+    except ImportError as error:
+        raise UserError("config.log.wandb_project is set, but wandb is not installed; pip install 'jaxsft[wandb]'.") from error
+    return wandb.init(project=project, name=workdir.path.name, id=workdir.path.name, resume="allow", dir=os.fspath(workdir.path))
+
+
+def _is_remote(path: epath.Path) -> bool:
+    return "://" in os.fspath(path) or os.fspath(path).startswith("/gcs/")
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:  # run from a checkout on PYTHONPATH
+        return "not installed"
+
+
+def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    if isinstance(tree, dict) and tree:
+        return {k: v for name, sub in tree.items() for k, v in _flatten(sub, f"{prefix}.{name}" if prefix else name).items()}
+    if isinstance(tree, list) and tree and isinstance(tree[0], dict):
+        return {k: v for i, sub in enumerate(tree) for k, v in _flatten(sub, f"{prefix}[{i}]").items()}
+    return {prefix: tree}
