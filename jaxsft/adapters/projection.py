@@ -25,6 +25,8 @@ class Context:
       extras: the batch's extras (task types and the like).
       train: static; dropout and the like act only where it is True.
       name: static; the name of the linear map inside its layer, such as `attn.q_proj`.
+      out_dtype: static; the dtype in which the product is accumulated and returned; None is that of x. The head asks for
+        float32 logits of bfloat16 factors.
     """
 
     key: jax.Array | None = None
@@ -33,6 +35,7 @@ class Context:
     extras: dict[str, Any] = dataclasses.field(default_factory=dict)
     train: bool = dataclasses.field(default=False, metadata={"static": True})
     name: str = dataclasses.field(default="", metadata={"static": True})
+    out_dtype: Any = dataclasses.field(default=None, metadata={"static": True})
 
 
 class AdapterNode(Protocol):
@@ -58,10 +61,10 @@ def project(x: jax.Array, kernel: Any, adapter: AdapterNode | None, ctx: Context
       ctx: see `Context`.
 
     Returns:
-      y [..., out] in the dtype of `x` (for integers: of the kernel), and the adapter's report ({} without one).
+      y [..., out] in `ctx.out_dtype` or the dtype of `x` (for integers: of the kernel), and the adapter's report ({} without one).
     """
     if adapter is not None:
         return adapter.project(x, kernel, ctx)
     if jnp.issubdtype(x.dtype, jnp.integer):
         return jnp.take(kernel if not hasattr(kernel, "dequantize") else kernel.dequantize(None), x, axis=0), {}
-    return x @ dense(kernel, x.dtype), {}
+    return jnp.matmul(x, dense(kernel, x.dtype), preferred_element_type=ctx.out_dtype), {}
