@@ -36,6 +36,7 @@ RULES: dict[str, tuple[str, ...]] = {
 }
 # Split where it divides, whole where not: vocabularies are odd numbers after tokens were added.
 SOFT = ("vocab",)
+FREE = "free"  # for `constrain`: the partitioner chooses
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -47,7 +48,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     devices = list(jax.devices() if devices is None else devices)
     sizes = [config.replica, config.fsdp, config.tensor]
     if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
-        raise UserError(f"config.mesh is {dict(zip(AXES, sizes))}; sizes are positive, and at most one is -1 (what is left).")
+        raise UserError(
+            f"config.mesh is {dict(zip(AXES, sizes))}; sizes are positive, and at most one is -1 (what is left)."
+        )
     if -1 in sizes:
         known = int(np.prod([s for s in sizes if s != -1]))
         if len(devices) % known:
@@ -64,7 +67,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     slices = len({getattr(d, "slice_index", 0) for d in devices})
     if slices > 1:
         if sizes[0] % slices:
-            raise UserError(f"config.mesh.replica is {sizes[0]}; with {slices} slices it must be a multiple of {slices}.")
+            raise UserError(
+                f"config.mesh.replica is {sizes[0]}; with {slices} slices it must be a multiple of {slices}."
+            )
         from jax.experimental import mesh_utils
 
         grid = mesh_utils.create_hybrid_device_mesh(
@@ -108,7 +113,9 @@ def tree_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
     """NamedShardings for a tree of arrays (or ShapeDtypeStructs), from the tree of their logical axes."""
     is_axes = lambda x: isinstance(x, tuple)  # noqa: E731
     return jax.tree_util.tree_map_with_path(
-        lambda path, a, s: NamedSharding(mesh, spec(a, s.shape, mesh, jax.tree_util.keystr(path, simple=True, separator="."))),
+        lambda path, a, s: NamedSharding(
+            mesh, spec(a, s.shape, mesh, jax.tree_util.keystr(path, simple=True, separator="."))
+        ),
         axes,
         shapes,
         is_leaf=is_axes,
@@ -118,13 +125,14 @@ def tree_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     """Pins an activation to its logical axes; without a mesh (`jax.set_mesh`) it is the identity.
 
-    A dimension that does not divide is left to the partitioner: an activation's layout is a hint, not a contract.
+    A dimension that does not divide is left to the partitioner: an activation's layout is a hint, not a contract. So is
+    one whose axis is `FREE`.
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
         return x
     sizes = dict(zip(mesh.axis_names, mesh.axis_sizes))
-    fits = lambda a, d: d % int(np.prod([sizes.get(m, 1) for m in RULES[a]], initial=1)) == 0  # noqa: E731
+    fits = lambda a, d: a != FREE and d % int(np.prod([sizes.get(m, 1) for m in RULES[a]], initial=1)) == 0  # noqa: E731
     kept = [a if a is not None and fits(a, d) else None for a, d in zip(axes, x.shape, strict=True)]
     parts = [PartitionSpec.UNCONSTRAINED if k is None and a is not None else p
              for a, k, p in zip(axes, kept, spec(kept, x.shape, mesh))]  # fmt: skip

@@ -50,7 +50,7 @@ def weighted_cross_entropy(
     """The sum over tokens of weight * loss; gradients are computed in the forward sweep.
 
     Args:
-      head: `head(head_params, hidden[B, C, D]) -> logits [B, C, V]`, any differentiable function of its two arguments
+      head: `head(head_params, hidden[..., D]) -> logits[..., V]`, any differentiable function of its two arguments
         that treats tokens alike; it must not close over anything that is differentiated.
       head_params: a tree. Only leaves that are being differentiated cost a gradient.
       hidden: [B, T, D].
@@ -60,7 +60,7 @@ def weighted_cross_entropy(
       mix: (second targets int [B, T], lam [B, T] or scalar) for the two-label form.
       z_loss: zeta.
       label_smoothing: eps.
-      chunk_size: tokens whose logits exist at once, over all devices; at least one position of every row.
+      chunk_size: tokens whose logits exist at once, over all devices.
 
     Returns:
       The sum, a scalar differentiable with respect to `head_params` and `hidden`, and per-token figures.
@@ -172,7 +172,7 @@ class Statistics:
     entropy: bool = False
 
     def values(self, logits: jax.Array, labels: Values) -> Values:
-        """The statistics [B, C] of logits [B, C, V]."""
+        """The statistics [...] of logits [..., V]."""
         z, token = _upcast(logits), _tokens(logits)
         top, lse = _log_sum_exp(z)
         first = jnp.min(jnp.where(z == top[..., None], token, z.shape[-1]), axis=-1)  # argmax, as a plain reduction
@@ -211,7 +211,7 @@ class Divergence:
     """A `Measure` of two models' logits: KL(p || q) = sum_v p_v (log p_v - log q_v), differentiable in q."""
 
     def values(self, logits: tuple[jax.Array, jax.Array], labels: Any) -> Values:
-        """KL [B, C] of a pair of logits [B, C, V]."""
+        """KL [...] of a pair of logits [..., V]."""
         log_p, log_q = (_log_softmax(z) for z in logits)
         return {"kl": jnp.sum(_times(jnp.exp(log_p), log_p - log_q), axis=-1)}
 

@@ -56,7 +56,11 @@ class Objective(Protocol):
     def __call__(
         self, model: Model, batch: Batch, denominators: dict[str, jax.Array]
     ) -> tuple[dict[str, Term], dict[str, jax.Array]]:
-        """The terms of one micro-batch, and sums of metrics, which add up over micro-batches and batches."""
+        """The terms of one micro-batch, and sums for metrics, which add up over micro-batches and batches."""
+        ...
+
+    def metrics(self, sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """What is reported, from the sums over all micro-batches."""
         ...
 
 

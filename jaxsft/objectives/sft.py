@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxsft.data.batch import Batch
 from jaxsft.objectives.cross_entropy import weighted_cross_entropy
 from jaxsft.objectives.objective import Model
-from jaxsft.objectives.terms import Term
+from jaxsft.objectives.terms import Term, ratio
 from jaxsft.sharding import data_shards
 
 
@@ -37,30 +37,37 @@ class SFT:
     def __call__(
         self, model: Model, batch: Batch, denominators: dict[str, jax.Array]
     ) -> tuple[dict[str, Term], dict[str, jax.Array]]:
-        """The term `cross_entropy`, and the metric sums.
-
-        Metric sums, over supervised tokens: `nll_sum` (weighted), `weight_sum`, `supervised_tokens` and `hits` (targets
-        that are the likeliest token), whatever the reduction.
-        """
+        """The term `cross_entropy`, and sums over supervised tokens, see `metrics`."""
         output = model(batch)
-        weights = per_example_weights(batch) if self.reduction == "example_mean" else batch.weights
         loss, tokens = weighted_cross_entropy(
             output.head,
             output.head_params,
             output.hidden,
             batch.targets,
-            weights,
+            per_example_weights(batch) if self.reduction == "example_mean" else batch.weights,
             z_loss=self.z_loss,
             label_smoothing=self.label_smoothing,
             chunk_size=self.chunk_size * data_shards(jax.sharding.get_abstract_mesh()),
         )
-        metrics = {
+        sums = {
             "nll_sum": -jnp.sum(batch.weights * tokens.log_prob),
             "weight_sum": jnp.sum(jnp.asarray(batch.weights)),
-            "supervised_tokens": jnp.sum(weights != 0).astype(jnp.float32),
             "hits": jnp.sum(tokens.hit).astype(jnp.float32),
+            "supervised_tokens": jnp.sum(batch.weights != 0).astype(jnp.float32),
         }
-        return {"cross_entropy": Term(1.0, loss, denominators["cross_entropy"])}, metrics
+        return {"cross_entropy": Term(1.0, loss, denominators["cross_entropy"])}, sums
+
+    def metrics(self, sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
+        """Means over the supervised tokens, whatever the reduction.
+
+        `nll` (nats, weighted, without smoothing and z-loss), `mean_token_accuracy` (share of targets that are the
+        likeliest token) and `supervised_tokens` (their number).
+        """
+        return {
+            "nll": ratio(sums["nll_sum"], sums["weight_sum"]),
+            "mean_token_accuracy": ratio(sums["hits"], sums["supervised_tokens"]),
+            "supervised_tokens": sums["supervised_tokens"],
+        }
 
 
 def weight_of_examples(batch: Batch) -> jax.Array:

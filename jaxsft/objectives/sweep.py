@@ -1,7 +1,7 @@
 """One sweep of the head over chunks of tokens, with or without gradients; `[tokens, vocabulary]` never exists.
 
 Everything that needs logits during training is a `Measure` of them: a few numbers a token. A sweep visits the active
-tokens (gathered to the front of their rows, so that it stops when they are through), applies the head to a chunk of
+tokens (gathered to the front, so that it stops when they are through), applies the head to a chunk of
 them, measures, and where the derivative with respect to the measured numbers is known pulls it back through the head at
 once. That takes three products with the head (two where either its parameters or the hidden states are not
 differentiated); recomputation would take four. Two functions are built on it:
@@ -9,7 +9,7 @@ differentiated); recomputation would take four. Two functions are built on it:
   `weighted_sum`  every token's derivative is known beforehand (its weight): gradients come with the forward sweep.
   `per_token`     it is known only later: a forward sweep, and a second one in the backward pass.
 
-Rows are never split and the loop runs over positions, so a batch sharded over devices stays where it is.
+Each data-parallel device sweeps the tokens of its own rows: none moves, and gradients are added over devices once.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.custom_derivatives import SymbolicZero
 
-from jaxsft.sharding import constrain
+from jaxsft.sharding import FREE, constrain, data_shards
 
 Values = dict[str, jax.Array]  # name -> a number for each token
 Head = Callable[[Any, Any], Any]
@@ -30,7 +30,7 @@ class Measure(Protocol):
     """A few numbers for each token's logits, and their derivative written by hand, so that it fuses."""
 
     def values(self, logits: Any, labels: Any) -> Values:
-        """Floats [B, C] from logits [B, C, V] (or a tree of such) and labels [B, C]."""
+        """Floats [...] from logits [..., V] (or a tree of such) and labels [...]."""
         ...
 
     def pullback(self, logits: Any, labels: Any, values: Values, cotangents: Values) -> Any:
@@ -51,7 +51,7 @@ def weighted_sum(
     """Sum over tokens of weight * integrand(values, labels), differentiable in `params` and `hidden`.
 
     Args:
-      head: `head(params, hidden[B, C, D]) -> logits`; closes over nothing that is differentiated.
+      head: `head(params, hidden[..., D]) -> logits[..., V]`; closes over nothing that is differentiated.
       measure: what is measured of the logits.
       integrand: the loss of a token from its measured values and labels; elementwise.
       params: a tree; only leaves that are being differentiated get a gradient, the others cost nothing.
@@ -137,15 +137,16 @@ def per_token(
 def _values(head, measure, params, hidden, labels, active, chunk_size) -> Values:
     """The forward sweep: one product with the head."""
     chunks = _Chunks.plan(active, chunk_size)
+    hidden, labels = chunks.split((hidden, labels))
 
     def values_of(i):
-        logits = _constrained(head(params, chunks.hidden(hidden, i)))
-        return chunks.masked(measure.values(logits, chunks.cut(labels, i)), i)
+        logits = _constrained(head(params, chunks.hidden(hidden, i)), "batch")
+        return _masked(measure.values(logits, chunks.cut(labels, i)), chunks.kept(i))
 
     def body(i, values):
         return chunks.paste(values, values_of(i), i)
 
-    start = chunks.zeros(jax.eval_shape(values_of, 0))
+    start = chunks.room(jax.eval_shape(values_of, 0))
     return chunks.restore(jax.lax.fori_loop(0, chunks.count, body, start))
 
 
@@ -153,88 +154,99 @@ def _gradients(head, measure, params, hidden, labels, active, chunk_size, wanted
     """The sweep with gradients: values [B, T], and the gradients of (params, hidden), None for leaves not `wanted`.
 
     `cotangents(values, labels, given)` are the derivatives by the values of a chunk; `given` is a tree of [B, T].
+    Every shard sums its own gradient of the parameters; the shards are added once, behind the loop.
     """
     chunks = _Chunks.plan(active, chunk_size)
+    hidden, labels, given = chunks.split((hidden, labels, given))
     wanted_params, wanted_hidden = wanted
 
-    def step(i):
-        chunk, label = chunks.hidden(hidden, i), chunks.cut(labels, i)
-
+    def on_shard(hidden, keep, labels, given):
         def logits_of(some_params, some_hidden):
-            return _constrained(head(_merge(params, some_params), _merge(chunk, some_hidden)))
+            return _constrained(head(_merge(params, some_params), _merge(hidden, some_hidden)))
 
-        logits, pull = jax.vjp(logits_of, _select(params, wanted_params), _select(chunk, wanted_hidden))
-        values = chunks.masked(measure.values(logits, label), i)
-        seeds = chunks.masked(cotangents(values, label, chunks.cut(given, i)), i)
-        return values, *pull(measure.pullback(logits, label, values, seeds))
+        logits, pull = jax.vjp(logits_of, _select(params, wanted_params), _select(hidden, wanted_hidden))
+        values = _masked(measure.values(logits, labels), keep)
+        seeds = _masked(cotangents(values, labels, given), keep)
+        return values, *pull(measure.pullback(logits, labels, values, seeds))
+
+    def step(i):
+        return jax.vmap(on_shard)(chunks.hidden(hidden, i), chunks.kept(i), chunks.cut(labels, i), chunks.cut(given, i))
 
     def body(i, carry):
         all_values, sums, all_dhidden = carry
         values, dparams, dhidden = step(i)
         sums = jax.tree.map(lambda total, d: total + d.astype(total.dtype), sums, dparams)
-        return chunks.paste(all_values, values, i), sums, chunks.paste(all_dhidden, dhidden, i)
+        return chunks.paste(all_values, values, i), _pinned(sums), chunks.paste(all_dhidden, dhidden, i)
 
     values, dparams, dhidden = jax.eval_shape(step, 0)
     sums = jax.tree.map(lambda d: jnp.zeros(d.shape, jnp.promote_types(d.dtype, jnp.float32)), dparams)
-    start = (chunks.zeros(values), sums, chunks.zeros(dhidden))
+    start = (chunks.room(values), _pinned(sums), chunks.room(dhidden))
     values, sums, dhidden = jax.lax.fori_loop(0, chunks.count, body, start)
-    sums = jax.tree.map(lambda total, d: total.astype(d.dtype), sums, dparams)
+    sums = jax.tree.map(lambda total, d: jnp.sum(total, axis=0).astype(d.dtype), sums, dparams)
     return chunks.restore(values), (sums, chunks.restore(dhidden))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Chunks:
-    """How the active tokens of [B, T] are cut: each row's come first, in order, then `width` of every row at a time."""
+    """How the tokens of [B, T] are cut: S shards of n tokens, active ones first, then `width` of every shard at a time.
 
-    order: jax.Array  # int32 [B, columns], the position that each column holds
-    keep: jax.Array  # bool [B, columns], False in columns without active token
-    length: int
+    A shard is the rows that live on one data-parallel device, so that no token ever moves to another device.
+    """
+
+    order: jax.Array  # int32 [S, columns], the token of its shard that each column holds
+    keep: jax.Array  # bool [S, columns], False in columns without active token
+    shape: tuple[int, int]  # B, T
     width: int
 
     @classmethod
     def plan(cls, active: jax.Array, chunk_size: int) -> "_Chunks":
         batch, length = active.shape
-        width = min(length, max(1, chunk_size // batch))
-        padding = ((0, 0), (0, -length % width))
+        shards = data_shards(jax.sharding.get_abstract_mesh())
+        shards = shards if batch % shards == 0 else 1
+        active = constrain(active, "batch", "length").reshape(shards, -1)
+        width = min(active.shape[1], max(1, chunk_size // shards))
+        padding = ((0, 0), (0, -active.shape[1] % width))
         order = jnp.argsort(~active, axis=1, stable=True).astype(jnp.int32)
         keep = _take(active, order)
-        return cls(jnp.pad(order, padding), jnp.pad(keep, padding), length, width)
+        return cls(jnp.pad(order, padding), jnp.pad(keep, padding), (batch, length), width)
 
     @property
     def count(self) -> jax.Array:
         """Chunks that hold an active token; those behind are never computed."""
         return -(-jnp.max(jnp.sum(self.keep, axis=1, dtype=jnp.int32)) // self.width)
 
+    def split(self, tree: Any) -> Any:
+        """[S, n, ...] of every array [B, T, ...]."""
+        return jax.tree.map(lambda x: _pinned(x.reshape(self.order.shape[0], -1, *x.shape[2:])), tree)
+
     def cut(self, tree: Any, i: jax.Array) -> Any:
-        """[B, width, ...] of every array [B, T, ...]."""
+        """[S, width, ...] of every array [S, n, ...]."""
         order = self._slice(self.order, i)
         return jax.tree.map(lambda x: _take(x, order), tree)
 
+    def kept(self, i: jax.Array) -> jax.Array:
+        """Which tokens of the chunk are active, bool [S, width]."""
+        return self._slice(self.keep, i)
+
     def hidden(self, tree: Any, i: jax.Array) -> Any:
         """As `cut`, with zeros for inactive tokens: what stands there may be anything, even NaN."""
-        keep = self._slice(self.keep, i)[..., None]
-        return jax.tree.map(
-            lambda x: constrain(jnp.where(keep, x, 0), "batch", "length", "act_embed"), self.cut(tree, i)
-        )
+        return _masked(self.cut(tree, i), self.kept(i)[..., None])
 
-    def masked(self, values: Values, i: jax.Array) -> Values:
-        """A chunk's values, with zeros for inactive tokens."""
-        keep = self._slice(self.keep, i)
-        return jax.tree.map(lambda v: jnp.where(keep, v, 0), values)
-
-    def zeros(self, shapes: Any) -> Any:
-        """Room for all chunks of arrays of these shapes."""
-        return jax.tree.map(lambda s: jnp.zeros((s.shape[0], self.order.shape[1], *s.shape[2:]), s.dtype), shapes)
+    def room(self, shapes: Any) -> Any:
+        """Zeros for all chunks of arrays of these shapes."""
+        columns = self.order.shape[1]
+        return _pinned(jax.tree.map(lambda s: jnp.zeros((s.shape[0], columns, *s.shape[2:]), s.dtype), shapes))
 
     def paste(self, tree: Any, chunk: Any, i: jax.Array) -> Any:
-        """Puts a chunk into the room that `zeros` made."""
+        """Puts a chunk into its place in the room."""
         put = lambda x, c: jax.lax.dynamic_update_slice_in_dim(x, c, i * self.width, axis=1)  # noqa: E731
-        return jax.tree.map(put, tree, chunk)
+        return _pinned(jax.tree.map(put, tree, chunk))
 
     def restore(self, tree: Any) -> Any:
-        """Every token back where it came from: [B, T, ...]."""
-        position = jnp.argsort(self.order[:, : self.length], axis=1)
-        return jax.tree.map(lambda x: _take(x, position), tree)
+        """Every token back where it came from: [B, T, ...] of [S, columns, ...]."""
+        tokens = self.shape[0] * self.shape[1] // self.order.shape[0]
+        position = jnp.argsort(self.order[:, :tokens], axis=1)
+        return jax.tree.map(lambda x: _take(x, position).reshape(*self.shape, *x.shape[2:]), tree)
 
     def _slice(self, x: jax.Array, i: jax.Array) -> jax.Array:
         return jax.lax.dynamic_slice_in_dim(x, i * self.width, self.width, axis=1)
@@ -250,8 +262,17 @@ def _take(x: jax.Array, order: jax.Array) -> jax.Array:
     return jax.vmap(lambda row, indices: row.at[indices].get(mode="promise_in_bounds"))(x, order)
 
 
-def _constrained(logits: Any) -> Any:
-    return jax.tree.map(lambda z: constrain(z, "batch", "length", "vocab"), logits)
+def _masked(tree: Any, keep: jax.Array) -> Any:
+    return jax.tree.map(lambda x: jnp.where(keep, x, 0), tree)
+
+
+def _constrained(logits: Any, *shards: str) -> Any:
+    return jax.tree.map(lambda z: constrain(z, *shards, "length", "vocab"), logits)
+
+
+def _pinned(tree: Any) -> Any:
+    """Leading axes over the data-parallel devices, the others as the partitioner likes."""
+    return jax.tree.map(lambda x: constrain(x, "batch", *[FREE] * (x.ndim - 1)), tree)
 
 
 def _unwrap(primals: Any) -> tuple[Any, Any]:

@@ -28,9 +28,10 @@ def total(terms: dict[str, Term]) -> jax.Array:
 
     A term whose denominator is zero has nothing to average and counts zero.
     """
-    return sum((term.coefficient * _ratio(term.sum, term.denominator) for term in terms.values()), start=jnp.zeros(()))
+    return sum((term.coefficient * ratio(term.sum, term.denominator) for term in terms.values()), start=jnp.zeros(()))
 
 
-def _ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+def ratio(numerator: jax.Array, denominator: jax.Array) -> jax.Array:
+    """numerator / denominator, and 0 where the denominator is 0."""
     empty = denominator == 0  # both `where`s: a NaN in the branch not taken would poison the gradient
     return jnp.where(empty, 0, numerator / jnp.where(empty, 1, denominator))
