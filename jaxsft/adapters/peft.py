@@ -1,0 +1,194 @@
+"""LoRA adapters as PEFT folders: `adapter_config.json` and `adapter_model.safetensors`, written and read.
+
+PEFT keeps torch's orientation: `lora_A.weight` is [r, in] and `lora_B.weight` [out, r], the transposes of our `lora_a`
+and `lora_b`; a targeted embedding has `lora_embedding_A` [r, V] and `lora_embedding_B` [D, r]. Only the portable part
+of the format is used: one rank, one alpha, no other trained weights.
+"""
+
+import json
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from jaxsft.config import LoRAConfig
+from jaxsft.errors import UserError
+from jaxsft.models import layout, tensorfiles
+from jaxsft.models.architecture import Architecture
+from jaxsft.models.decoder import Decoder
+from jaxsft.models.weights import module_name
+
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PREFIX = "base_model.model."
+SUFFIXES = {"lora_a": ".lora_A.weight", "lora_b": ".lora_B.weight"}
+EMBEDDING_SUFFIXES = {"lora_a": ".lora_embedding_A", "lora_b": ".lora_embedding_B"}
+SHORT = {"head": "lm_head", "embed": "embed_tokens"}
+# PEFT stores copies of the base's own head and embedding beside their adapters.
+BASE_COPIES = (PREFIX + "lm_head.base_layer.weight", PREFIX + "model.embed_tokens.base_layer.weight")
+UNSUPPORTED = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias", "fan_in_fan_out")
+
+
+def save_peft(path: epath.PathLike, arch: Architecture, adapter_params: Any, config: LoRAConfig, base: str) -> None:
+    """Writes an adapter that `peft.PeftModel.from_pretrained` loads.
+
+    Args:
+      path: folder; made if absent.
+      arch: the base's sizes.
+      adapter_params: {"lora_a": [layers, in, r], "lora_b": [layers, r, out]} at the paths of the adapted linear maps.
+      config: the adapter's; its targets say which layers of a stacked adapter are real.
+      base: folder or hub name of the base model, for `base_model_name_or_path`.
+    """
+    tensors, modules = {}, set()
+    for name, array in layout.unstack(arch, adapter_params).items():
+        module, _, leaf = name.rpartition(".")
+        if layout.matches(config.targets, module):
+            modules.add(module)
+            tensors[PREFIX + module_name(arch, module) + _suffixes(module)[leaf]] = np.asarray(array, np.float32).T
+    contents = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "r": config.rank,
+        "lora_alpha": int(config.alpha) if config.alpha == int(config.alpha) else config.alpha,
+        "lora_dropout": config.dropout,
+        "use_rslora": config.rslora,
+        "target_modules": _target_modules(arch, modules),
+        "bias": "none",
+        "fan_in_fan_out": False,
+        "use_dora": False,
+        "modules_to_save": None,
+        "rank_pattern": {},
+        "alpha_pattern": {},
+        "inference_mode": True,
+    }
+    path = epath.Path(path)
+    path.mkdir(parents=True, exist_ok=True)
+    entries = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
+    tensorfiles.write(path / WEIGHTS, entries, tensors.__getitem__)
+    (path / CONFIG).write_text(json.dumps(contents, indent=2) + "\n")
+
+
+def load_peft(path: epath.PathLike, arch: Architecture) -> tuple[dict[str, Any], LoRAConfig]:
+    """Reads a LoRA adapter in PEFT's format.
+
+    Args:
+      path: the folder.
+      arch: the base's sizes.
+
+    Returns:
+      The adapter's parameters as `save_peft` takes them, in float32 (layers without an adapter hold zeros), and its
+      config, whose targets name exactly the adapted maps.
+
+    Raises:
+      UserError: if files are missing or broken, it is not a plain LoRA, or it does not fit the model.
+    """
+    path = epath.Path(path)
+    contents = _read_config(path)
+    expected = {
+        PREFIX + module_name(arch, module) + suffix: (module, leaf, _shape(leaf, kernel, contents["r"]))
+        for module, kernel in _kernels(arch).items()
+        for leaf, suffix in _suffixes(module).items()
+    }
+    found: dict[str, dict[str, np.ndarray]] = {}
+    for name, tensor in _read_tensors(path).items():
+        if name in BASE_COPIES:
+            continue
+        if name not in expected:
+            raise UserError(f"{path / WEIGHTS}: {name} is no LoRA weight of this model; use the base it was made for.")
+        module, leaf, shape = expected[name]
+        if tensor.T.shape != shape:
+            raise UserError(f"{path / WEIGHTS}: {name} is {list(tensor.shape)}, this model needs {list(shape[::-1])}.")
+        found.setdefault(module, {})[leaf] = tensor.T.astype(np.float32)
+    if broken := [m for m, leaves in found.items() if len(leaves) != 2]:
+        raise UserError(
+            f"{path / WEIGHTS}: {module_name(arch, broken[0])} lacks one of its two factors; copy the file again."
+        )
+    if not found:
+        raise UserError(f"{path / WEIGHTS} holds no LoRA weights.")
+    config = LoRAConfig(
+        rank=contents["r"],
+        alpha=float(contents["lora_alpha"]),
+        dropout=float(contents.get("lora_dropout") or 0.0),
+        rslora=bool(contents.get("use_rslora")),
+        targets=_patterns(arch, set(found)),
+    )
+    return _stack(arch, found), config
+
+
+def _suffixes(module: str) -> dict[str, str]:
+    return EMBEDDING_SUFFIXES if module == "embed" else SUFFIXES
+
+
+def _complete(arch: Architecture, modules: set[str]) -> dict[str, list[str]]:
+    """Kind of map ("attn.q_proj", "head") -> its modules if some layers lack it, [] if it is adapted wherever it is."""
+    kinds: dict[str, list[str]] = {}
+    for module in sorted(modules, key=lambda m: [int(p) if p.isdigit() else -1 for p in m.split(".")]):
+        kinds.setdefault(module.split(".", 2)[2] if module.startswith("layers.") else module, []).append(module)
+    return {k: [] if k in ("head", "embed") or len(found) == arch.num_layers else found for k, found in kinds.items()}
+
+
+def _target_modules(arch: Architecture, modules: set[str]) -> list[str]:
+    """Short names, which PEFT finds in every layer, or full ones where only some layers are adapted."""
+    targets = []
+    for kind, some in _complete(arch, modules).items():
+        targets += [module_name(arch, module) for module in some] or [SHORT.get(kind, kind.rpartition(".")[2])]
+    return sorted(targets)
+
+
+def _patterns(arch: Architecture, modules: set[str]) -> tuple[str, ...]:
+    """The adapted modules as `LoRAConfig.targets`."""
+    patterns = []
+    for kind, some in _complete(arch, modules).items():
+        patterns += some or [kind if kind in ("head", "embed") else f"layers.*.{kind}"]
+    return tuple(sorted(patterns))
+
+
+def _kernels(arch: Architecture) -> dict[str, tuple[int, int]]:
+    """Module -> (in, out) of every linear map, the embedding as (V, D)."""
+    kernels = {}
+    for name, (leaf, _) in layout.flatten(arch, Decoder(arch).abstract_params()).items():
+        module, _, kind = name.rpartition(".")
+        if kind in ("kernel", "embedding"):
+            kernels[module] = leaf.shape[-2:]
+    return kernels
+
+
+def _shape(leaf: str, kernel: tuple[int, int], rank: int) -> tuple[int, int]:
+    return (kernel[0], rank) if leaf == "lora_a" else (rank, kernel[1])
+
+
+def _stack(arch: Architecture, factors: dict[str, dict[str, np.ndarray]]) -> dict[str, Any]:
+    """The tree of adapter parameters; layers of a stack that have no adapter get zeros."""
+    arrays = {}
+    for module, leaves in factors.items():
+        for leaf, array in leaves.items():
+            path = layout.locate(arch, f"{module}.{leaf}").path
+            arrays |= {name: np.zeros_like(array) for name in layout.logical_paths(arch, path) if name not in arrays}
+            arrays[f"{module}.{leaf}"] = array
+    return layout.stack(arch, arrays)
+
+
+def _read_config(path: epath.Path) -> dict[str, Any]:
+    try:
+        contents = json.loads((path / CONFIG).read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} holds no {CONFIG}; name a folder in PEFT's format.") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path / CONFIG} is no JSON ({error}); copy it again.") from error
+    if contents.get("peft_type") != "LORA":
+        raise UserError(f"{path / CONFIG}: peft_type is {contents.get('peft_type')!r}; only 'LORA' is read.")
+    if used := [name for name in UNSUPPORTED if contents.get(name)]:
+        raise UserError(f"{path / CONFIG}: {used[0]} is {contents[used[0]]!r}; only plain LoRA is read, without it.")
+    if contents.get("bias", "none") != "none":
+        raise UserError(f"{path / CONFIG}: bias is {contents['bias']!r}; only 'none' is read.")
+    for name in ("r", "lora_alpha"):
+        if not isinstance(contents.get(name), int | float):
+            raise UserError(f"{path / CONFIG}: {name} is {contents.get(name)!r}; it must be a number.")
+    return contents
+
+
+def _read_tensors(path: epath.Path) -> dict[str, np.ndarray]:
+    if not (path / WEIGHTS).exists():
+        raise UserError(f"{path} holds no {WEIGHTS}; pickled weights are never loaded, save it as safetensors.")
+    file = tensorfiles.TensorFile(path / WEIGHTS)
+    return {name: file.read(name) for name in file.entries}
