@@ -25,8 +25,8 @@ class Context:
       extras: the batch's extras (task types and the like).
       train: static; dropout and the like act only where it is True.
       name: static; the name of the linear map inside its layer, such as `attn.q_proj`.
-      out_dtype: static; the dtype in which the product is accumulated and returned; None is that of x. The head asks for
-        float32 logits of bfloat16 factors.
+      out_dtype: static; the dtype in which the product is accumulated and returned; None is that of x. The head asks
+        for float32 logits of bfloat16 factors.
     """
 
     key: jax.Array | None = None
@@ -61,7 +61,8 @@ def project(x: jax.Array, kernel: Any, adapter: AdapterNode | None, ctx: Context
       ctx: see `Context`.
 
     Returns:
-      y [..., out] in `ctx.out_dtype` or the dtype of `x` (for integers: of the kernel), and the adapter's report ({} without one).
+      y [..., out] in `ctx.out_dtype` or the dtype of `x` (for integers: of the kernel), and the adapter's report ({}
+      without one).
     """
     if adapter is not None:
         return adapter.project(x, kernel, ctx)

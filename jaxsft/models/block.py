@@ -1,7 +1,7 @@
 """One decoder block as Flax NNX modules; every parameter carries the logical names of its axes.
 
-Modules are built under `nnx.eval_shape` or `jax.vmap` and merged with one layer's plain arrays inside the scan over layers
-(`jaxsft.models.decoder`), so nothing here knows of stacking, rematerialisation or sharding beyond the names.
+Modules are built under `nnx.eval_shape` or `jax.vmap` and merged with one layer's plain arrays inside the scan over
+layers (`jaxsft.models.decoder`), so nothing here knows of stacking, rematerialisation or sharding beyond the names.
 """
 
 import dataclasses
@@ -217,7 +217,7 @@ def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
 
 
 def append(cache: Cache, k: jax.Array, v: jax.Array, rows: Rows, row: jax.Array) -> Cache:
-    """Writes new keys and values [B, T, ...] of one layer to the slots that their positions name; padding is dropped."""
+    """Writes new keys and values [B, T, ...] of one layer to the slots that their positions name, padding to none."""
     batch = jnp.arange(k.shape[0])[:, None]
     slots = cache_slots(rows.segment_ids, rows.positions, cache.k.shape[2])
     write = lambda old, new: old.at[row, batch, slots].set(new.astype(old.dtype), mode="drop")  # noqa: E731

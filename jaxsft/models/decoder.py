@@ -5,8 +5,8 @@ Parameters are nested dicts of plain arrays, layers stacked on a leading axis (s
     {"embed": {"embedding": [V, D]}, "stacks": {"0": {"0": {...block, [layers, ...]}}}, "norm": {"scale": [D]},
      "head": {"kernel": [D, V]}}                                                        (head only where not tied)
 
-`stacks[s][u]` holds the layers at position u of the unit that stack s repeats. A `Decoder` owns no arrays; jitted functions
-close over it.
+`stacks[s][u]` holds the layers at position u of the unit that stack s repeats. A `Decoder` owns no arrays; jitted
+functions close over it.
 """
 
 import dataclasses
@@ -56,7 +56,7 @@ class Decoder:
             self._graphs[kind], self._block_state = nnx.split(nnx.eval_shape(lambda kind=kind: self._block(kind)))
 
     def init(self, key: jax.Array) -> Params:
-        """New float32 parameters: normal matrices of deviation `arch.init_std`, zero biases, norms that only normalise."""
+        """New float32 parameters: normal matrices of deviation `arch.init_std`, no biases, norms that only normalise."""
         arch = self.arch
         keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(("embed", "head", "layers"))}
         normal = lambda name, shape: arch.init_std * jax.random.normal(keys[name], shape)  # noqa: E731

@@ -1,9 +1,9 @@
 """The bijection between logical paths and the stacked parameter tree.
 
-A logical path such as `layers.3.attn.q_proj.kernel` names what a user means; the arrays of a tree are stacked over layers
-(`stacks.0.0.attn.q_proj.kernel`, row 3). Patterns, adapters, merging, export and metrics speak logical paths only, and
-this is the one place that translates. All functions take trees that hold any subset of the model's arrays, or other arrays
-at its paths (adapters: `layers.3.attn.q_proj.lora_a`).
+A logical path such as `layers.3.attn.q_proj.kernel` names what a user means; the arrays of a tree are stacked over
+layers (`stacks.0.0.attn.q_proj.kernel`, row 3). Patterns, adapters, merging, export and metrics speak logical paths
+only, and this is the one place that translates. All functions take trees that hold any subset of the model's arrays, or
+other arrays at its paths (adapters: `layers.3.attn.q_proj.lora_a`).
 """
 
 import fnmatch
@@ -54,7 +54,7 @@ def logical_paths(arch: Architecture, path: Sequence[str]) -> list[str]:
 
 
 def flatten(arch: Architecture, tree: Any) -> dict[str, tuple[Any, int | None]]:
-    """Logical path -> (leaf, row), row None where the leaf is not stacked; in the order of the layers, nothing copied."""
+    """Logical path -> (leaf, row), row None where the leaf is not stacked; in the layers' order, nothing copied."""
     entries = []
     for path, leaf in leaves(tree):
         names = logical_paths(arch, path)
@@ -85,18 +85,15 @@ def stack(arch: Architecture, arrays: Mapping[str, Any]) -> dict[str, Any]:
             missing = [name for row, name in enumerate(names) if row not in found]
             raise ValueError(f"{missing[0]} and {len(missing) - 1} more are missing from their stack")
         array = found[None] if path[0] != "stacks" else jnp.stack([found[row] for row in range(len(names))])
-        node = tree
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = array
+        put(tree, path, array)
     return tree
 
 
 def matches(patterns: Iterable[str], logical: str) -> bool:
     """Whether any pattern names the path or a module that it lies in.
 
-    Patterns are those of `fnmatch`, over whole logical paths: `*` crosses dots. `layers.*.attn.*_proj` names the maps of all
-    layers and with them their kernels, biases and adapters; `norm` is the final norm alone, `*norm*` all norms.
+    Patterns are those of `fnmatch`, over whole logical paths: `*` crosses dots. `layers.*.attn.*_proj` names the maps of
+    all layers and with them their kernels, biases and adapters; `norm` is the final norm alone, `*norm*` all norms.
     """
     parts = logical.split(".")
     prefixes = [".".join(parts[: i + 1]) for i in range(len(parts))]
@@ -123,38 +120,17 @@ def select(arch: Architecture, tree: Any, patterns: Sequence[str], where: str = 
         if not any(matches([pattern], name) for name in names):
             raise UserError(f"{where}: {pattern!r} names nothing in the model{_nearest(pattern, names)}.")
 
-    def mask(path: Any, _: Any) -> Any:
-        path = _strings(path)
-        rows = [matches(patterns, name) for name in logical_paths(arch, path)]
-        return np.array(rows) if path[0] == "stacks" else rows[0]
+    def mask(path: Path, _: Any) -> Any:
+        named = rows(arch, path, patterns)
+        return named if path[0] == "stacks" else named.item()
 
-    return jax.tree_util.tree_map_with_path(mask, tree)
+    return map_leaves(mask, tree)
 
 
 def leaves(tree: Any) -> Iterator[tuple[Path, Any]]:
     """(path, leaf) of a tree, the path as strings; a tuple (an array's logical axes) is a leaf."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, tuple)):
-        yield _strings(path), leaf
-
-
-def _strings(path: Any) -> Path:
-    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
-
-
-def _order(name: str) -> tuple[bool, int]:
-    parts = name.split(".")
-    return (True, int(parts[1])) if parts[0] == "layers" else (False, 0)
-
-
-def _nearest(pattern: str, names: set[str]) -> str:
-    """A hint: the module nearest to the pattern, written with the pattern's own wildcard for the layer."""
-    modules = set()
-    for name in names:
-        parts = name.split(".")
-        if parts[0] == "layers" and (len(pattern.split(".")) < 2 or not pattern.split(".")[1].isdigit()):
-            parts[1] = "*"
-        modules |= {".".join(parts[: i + 1]) for i in range(len(parts))}
-    return did_you_mean(pattern, modules)
+        yield strings(path), leaf
 
 
 def rows(arch: Architecture, path: Path, patterns: Sequence[str]) -> np.ndarray:
@@ -178,4 +154,25 @@ def put(tree: dict[str, Any], path: Path, node: Any) -> None:
 
 def map_leaves(function: Callable[[Path, Any], Any], tree: Any) -> Any:
     """A tree of `function(path, leaf)`."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(_strings(path), leaf), tree)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(strings(path), leaf), tree)
+
+
+def strings(path: Any) -> Path:
+    """A key path of `jax.tree_util` as strings."""
+    return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
+
+
+def _order(name: str) -> tuple[bool, int]:
+    parts = name.split(".")
+    return (True, int(parts[1])) if parts[0] == "layers" else (False, 0)
+
+
+def _nearest(pattern: str, names: set[str]) -> str:
+    """A hint: the module nearest to the pattern, written with the pattern's own wildcard for the layer."""
+    modules = set()
+    for name in names:
+        parts = name.split(".")
+        if parts[0] == "layers" and (len(pattern.split(".")) < 2 or not pattern.split(".")[1].isdigit()):
+            parts[1] = "*"
+        modules |= {".".join(parts[: i + 1]) for i in range(len(parts))}
+    return did_you_mean(pattern, modules)

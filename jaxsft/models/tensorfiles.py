@@ -1,0 +1,162 @@
+"""The safetensors format: an 8-byte little-endian header length, a JSON header, then the tensors' bytes.
+
+Tensors are read piece by piece (local files are memory-mapped, remote ones read by range) and written one at a time, so
+that neither direction ever holds a file in memory. Every header is checked before anything is read.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from etils import epath
+
+from jaxsft.errors import UserError
+
+DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
+
+
+class Entry(NamedTuple):
+    """A tensor in a file: its dtype as the header names it, its shape, and the byte range in the file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class TensorFile:
+    """A safetensors file open for reading.
+
+    Raises:
+      UserError: if the file is not whole, naming it.
+    """
+
+    def __init__(self, path: epath.PathLike):
+        self.path = epath.Path(path)
+        self.entries = _read_header(self.path)
+        self._bytes: np.memmap | None = None
+
+    def read(self, name: str, index: Sequence[slice] = ()) -> np.ndarray:
+        """A tensor, or the part of it that `index` (slices with step 1) names; memory-mapped if the file is local.
+
+        Raises:
+          UserError: for a dtype that is no plain float.
+        """
+        entry = self.entries[name]
+        if entry.dtype not in DTYPES:
+            raise UserError(
+                f"{self.path}: {name} is stored as {entry.dtype}; only {', '.join(DTYPES)} are read, so give the "
+                "model's unquantised weights."
+            )
+        dtype, rest = DTYPES[entry.dtype], tuple(index)
+        if "://" not in str(self.path):
+            if self._bytes is None:
+                self._bytes = np.memmap(self.path, np.uint8, "r")
+            return self._bytes[entry.start : entry.stop].view(dtype).reshape(entry.shape)[rest]
+        first, last = 0, entry.shape[0] if entry.shape else 1
+        if rest:
+            first, last, _ = rest[0].indices(last)
+        row = (entry.stop - entry.start) // max(entry.shape[0] if entry.shape else 1, 1)
+        with self.path.open("rb") as file:
+            file.seek(entry.start + first * row)
+            content = file.read((last - first) * row)
+        if len(content) != (last - first) * row:
+            raise UserError(f"{self.path} ended while {name} was read; download it again.")
+        array = np.frombuffer(content, dtype).reshape((last - first, *entry.shape[1:]) if entry.shape else ())
+        return array[(slice(None), *rest[1:])] if rest else array
+
+
+def write(
+    path: epath.PathLike,
+    entries: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+    produce: Callable[[str], np.ndarray],
+) -> None:
+    """Writes one file, a tensor at a time.
+
+    Args:
+      path: the new file.
+      entries: name -> (dtype, shape), in the order of writing.
+      produce: called once for each name, in that order.
+
+    Raises:
+      OSError: if it cannot be written.
+    """
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (dtype, shape) in entries.items():
+        size = math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    content = json.dumps(header, separators=(",", ":")).encode()
+    content += b" " * (-len(content) % 8)
+    with epath.Path(path).open("wb") as file:
+        file.write(len(content).to_bytes(8, "little") + content)
+        for name, (dtype, shape) in entries.items():
+            array = produce(name)
+            if array.dtype != dtype or array.shape != shape:
+                raise ValueError(f"{name} is {array.dtype}{array.shape}, announced as {dtype}{shape}")
+            file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
+    """Names in order, cut into files of at most `limit` bytes each (a larger tensor gets a file of its own)."""
+    files: list[list[str]] = [[]]
+    held = 0
+    for name, size in sizes.items():
+        if files[-1] and held + size > limit:
+            files.append([])
+            held = 0
+        files[-1].append(name)
+        held += size
+    return files
+
+
+def _read_header(path: epath.Path) -> dict[str, Entry]:
+    size = path.stat().length
+    broken = lambda why: UserError(f"{path} is no whole safetensors file ({why}); download or save it again.")  # noqa: E731
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, LONGEST_HEADER):
+            raise broken(f"its header is cut off after {size} bytes")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            raise broken("its header is not JSON") from None
+    if not isinstance(header, dict):
+        raise broken("its header is no table of tensors")
+    header.pop("__metadata__", None)
+    start = 8 + length
+    entries = {}
+    for name, fields in header.items():
+        try:
+            begin, end = fields["data_offsets"]
+            entries[name] = Entry(fields["dtype"], tuple(fields["shape"]), start + begin, start + end)
+        except (KeyError, TypeError, ValueError):
+            raise broken(f"its header describes {name} wrongly") from None
+    _check_ranges(entries.items(), start, size, broken)
+    return entries
+
+
+def _check_ranges(
+    entries: Iterable[tuple[str, Entry]], start: int, size: int, broken: Callable[[str], UserError]
+) -> None:
+    """The tensors' byte ranges fit their shapes and tile the file without gap."""
+    end = start
+    for name, entry in sorted(entries, key=lambda item: item[1].start):
+        if entry.dtype in DTYPES and math.prod(entry.shape) * DTYPES[entry.dtype].itemsize != entry.stop - entry.start:
+            raise broken(f"{name} has {entry.stop - entry.start} bytes, which is not {entry.dtype} of {entry.shape}")
+        if entry.start != end:
+            raise broken(f"{name} does not begin where the tensor before it ends")
+        end = entry.stop
+    if end != size:
+        raise broken(f"its tensors need {end} bytes, the file has {size}")
