@@ -1,0 +1,1 @@
+"""From records to batches: sources, conversations, tokens and loss weights, packing."""

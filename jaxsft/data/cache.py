@@ -1,0 +1,172 @@
+"""The token cache: each source is rendered and tokenised once, into memory-mapped arrays in a fingerprinted folder.
+
+A cache is written under a temporary name and renamed when whole, so a killed run leaves none that could be taken for
+whole, and of several processes that write the same one the first to finish wins.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from etils import epath
+
+from jaxsft.data.render import Example
+from jaxsft.errors import UserError
+
+VERSION = 1  # raise it when the same data would give other arrays
+DEFAULT = "~/.cache/jaxsft"
+META = "meta.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenCache:
+    """The examples of one source.
+
+    Attributes:
+      ids: int32 [tokens], all examples one after the other.
+      weights: float32 [tokens], loss weight of each token as a target.
+      starts: int64 [examples + 1], where each example begins.
+      sources: int32 [examples], index into `source_names`.
+      task_types: int32 [examples], index into `task_type_names`.
+      is_text: bool [examples], plain text (read in windows) or a conversation.
+      fingerprint: of the files, the rendering and the tokenizer.
+    """
+
+    ids: np.ndarray
+    weights: np.ndarray
+    starts: np.ndarray
+    sources: np.ndarray
+    task_types: np.ndarray
+    is_text: np.ndarray
+    source_names: list[str]
+    task_type_names: list[str]
+    fingerprint: str
+
+
+ARRAYS = {
+    "ids": np.int32, "weights": np.float32, "starts": np.int64, "sources": np.int32, "task_types": np.int32,
+    "is_text": np.bool_,
+}  # fmt: skip
+
+
+def cached(folder: str, key: dict[str, Any], build: Iterable[tuple[Example, str, str]]) -> TokenCache:
+    """The cache of `key`, built from (example, source, task type) triples unless it is there.
+
+    Raises:
+      UserError: if the folder cannot be written, or the disk is full.
+    """
+    fingerprint = hashlib.sha256(json.dumps({**key, "version": VERSION}, sort_keys=True).encode()).hexdigest()[:32]
+    path = cache_folder(folder) / fingerprint
+    if not (path / META).is_file():
+        temporary = path.with_name(f"{fingerprint}.{uuid.uuid4().hex}.tmp")
+        with writing(path.parent):
+            temporary.mkdir(parents=True)
+            try:
+                _write(temporary, build)
+                _publish(temporary, path)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+    return _read(path, fingerprint)
+
+
+def cache_folder(folder: str) -> Path:
+    """The folder of all caches.
+
+    Raises:
+      UserError: if it is not local: arrays are memory-mapped.
+    """
+    if "://" in folder:
+        raise UserError(f"config.data.cache_dir is {folder}; arrays are memory-mapped, so it must be a local folder.")
+    return Path(folder or DEFAULT).expanduser()
+
+
+def hash_files(files: list[epath.Path], folder: Path) -> list[str]:
+    """SHA-256 of each file's bytes; hashes are remembered by path, size and time of change.
+
+    Raises:
+      UserError: if the memory cannot be written.
+    """
+    return [_hash_file(file, folder) for file in files]
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turns what a full or forbidden disk raises into a `UserError`."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"the disk is full while writing the token cache in {folder}; set config.data.cache_dir to another."
+            ) from error
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+            raise UserError(
+                f"the token cache {folder} cannot be written ({error.strerror}); set config.data.cache_dir to another."
+            ) from error
+        raise
+
+
+def _hash_file(file: epath.Path, folder: Path) -> str:
+    stat = file.stat()
+    key = f"{os.fspath(file) if '://' in str(file) else Path(file).resolve()} {stat.length} {stat.mtime}"
+    note = folder / "hashes" / hashlib.sha256(key.encode()).hexdigest()[:32]
+    if note.is_file() and len(known := note.read_text()) == 64:
+        return known
+    digest = hashlib.sha256()
+    with file.open("rb") as stream:
+        while block := stream.read(1 << 22):
+            digest.update(block)
+    with writing(folder):
+        note.parent.mkdir(parents=True, exist_ok=True)
+        temporary = note.with_name(f"{note.name}.{uuid.uuid4().hex}")
+        temporary.write_text(digest.hexdigest())
+        temporary.replace(note)
+    return digest.hexdigest()
+
+
+def _write(path: Path, examples: Iterable[tuple[Example, str, str]]) -> None:
+    starts, sources, task_types, is_text = [0], [], [], []
+    source_names: dict[str, int] = {}
+    task_type_names: dict[str, int] = {}
+    with open(path / "ids", "wb") as ids, open(path / "weights", "wb") as weights:
+        for example, source, task_type in examples:
+            example.ids.astype(np.int32).tofile(ids)
+            example.weights.astype(np.float32).tofile(weights)
+            starts.append(starts[-1] + len(example.ids))
+            sources.append(source_names.setdefault(source, len(source_names)))
+            task_types.append(task_type_names.setdefault(task_type, len(task_type_names)))
+            is_text.append(example.is_text)
+        for stream in (ids, weights):
+            stream.flush()
+            os.fsync(stream.fileno())
+    for name, values in (("starts", starts), ("sources", sources), ("task_types", task_types), ("is_text", is_text)):
+        np.array(values, ARRAYS[name]).tofile(path / name)
+    meta = {"source_names": list(source_names), "task_type_names": list(task_type_names)}
+    (path / META).write_text(json.dumps(meta))
+
+
+def _publish(temporary: Path, path: Path) -> None:
+    try:
+        temporary.rename(path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not (path / META).is_file():
+            raise  # else another process was first
+
+
+def _read(path: Path, fingerprint: str) -> TokenCache:
+    meta = json.loads((path / META).read_text())
+    arrays = {name: _map(path / name, dtype) for name, dtype in ARRAYS.items()}
+    return TokenCache(**arrays, **meta, fingerprint=fingerprint)
+
+
+def _map(path: Path, dtype: Any) -> np.ndarray:
+    return np.memmap(path, dtype, "r") if path.stat().st_size else np.zeros(0, dtype)

@@ -1,0 +1,326 @@
+"""From a data config to the examples that rows are made of, and the report of what was kept, cut and dropped."""
+
+import dataclasses
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from jaxsft.config import DataConfig, SourceConfig
+from jaxsft.data.cache import TokenCache, cache_folder, cached, hash_files
+from jaxsft.data.conversation import Conversation, parse
+from jaxsft.data.render import Example, Renderer
+from jaxsft.data.sources import Source, open_source, row_range
+from jaxsft.data.templates import Template, load_template
+from jaxsft.data.tokenizer import Tokenizer
+from jaxsft.errors import UserError
+
+CHUNK = 256  # records rendered, then tokenised together
+NO_TARGET = "no supervised token"
+CUT_TARGET = "no supervised token left within max_length"
+TOO_LONG = "longer than max_length"
+
+
+@dataclasses.dataclass
+class Report:
+    """What became of the records.
+
+    Attributes:
+      records: how many were read.
+      examples: how many are trained on; plain text longer than a row gives several.
+      cut: examples cut to `max_length`.
+      dropped: reason -> records.
+      tokens: tokens of all examples.
+      supervised: how many of these have a loss weight.
+      sources: name -> examples.
+      task_types: name -> examples.
+      notices: what looks like a mistake but may be meant.
+    """
+
+    records: int
+    examples: int
+    cut: int
+    dropped: dict[str, int]
+    tokens: int
+    supervised: int
+    sources: dict[str, int]
+    task_types: dict[str, int]
+    notices: list[str]
+
+    def __str__(self) -> str:
+        dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items()) or "none"
+        lines = [
+            f"{self.records} records -> {self.examples} examples; cut: {self.cut}; dropped: {dropped}",
+            f"{self.tokens} tokens, {self.supervised} supervised ({self.supervised / max(self.tokens, 1):.1%})",
+        ]
+        if len(self.sources) > 1:
+            lines.append("sources: " + ", ".join(f"{name} {count}" for name, count in self.sources.items()))
+        if any(self.task_types):
+            lines.append("task types: " + ", ".join(f"{name or '(none)'} {n}" for name, n in self.task_types.items()))
+        return "\n".join(lines + [f"note: {notice}" for notice in self.notices])
+
+
+def prepare(config: DataConfig, tokenizer: Tokenizer, seed: int = 0) -> "Dataset":
+    """Reads, renders and tokenises what `config` names, through the cache.
+
+    Args:
+      config: the data.
+      tokenizer: the model's.
+      seed: of the draws of fractional mixtures.
+
+    Raises:
+      UserError: for data that cannot be trained on, saying which record and why.
+    """
+    sources = config.sources or [SourceConfig(path=config.path, rows=config.rows, fields=config.fields)]
+    opened = [open_source(source) for source in sources]
+    caches = [_tokenised(source, s, config, tokenizer) for source, s in zip(sources, opened)]
+    return Dataset(config, caches, [source.weight for source in sources], _notices(caches, tokenizer), seed)
+
+
+@dataclasses.dataclass(frozen=True)
+class Groups:
+    """How examples stand together. Packing places groups of attention units, which hold examples, all in order.
+
+    Attributes:
+      units: int64 [groups + 1], where each group begins among the units.
+      examples: int64 [units + 1], where each unit begins among the examples.
+    """
+
+    units: np.ndarray
+    examples: np.ndarray
+
+    @classmethod
+    def single(cls, count: int) -> "Groups":
+        """Every example a unit, every unit a group."""
+        return cls(np.arange(count + 1), np.arange(count + 1))
+
+    def __len__(self) -> int:
+        return len(self.units) - 1
+
+    def sizes(self) -> np.ndarray:
+        """int64 [groups], examples of each group."""
+        return np.diff(self.examples[self.units])
+
+    def lengths(self, lengths: np.ndarray) -> np.ndarray:
+        """int64 [groups], tokens of each group, from those of examples."""
+        ends = np.concatenate([[0], np.cumsum(lengths)])
+        return np.diff(ends[self.examples[self.units]])
+
+
+class Dataset:
+    """The examples of all sources, within `max_length`, and how they form groups.
+
+    Attributes:
+      lengths: int32 [examples], tokens.
+      groups: how examples stand together.
+      report: what was kept, cut and dropped.
+      fingerprint: of everything that decides the examples.
+      sources, task_types: names that the extras `source` and `task_type` index.
+    """
+
+    def __init__(
+        self, config: DataConfig, caches: list[TokenCache], weights: list[float], notices: list[str], seed: int
+    ):
+        """Applies the truncation policy to cached examples.
+
+        Raises:
+          UserError: if too many are dropped, or none is left.
+        """
+        self._caches, self._seed = caches, seed
+        parts = [_windows(cache, config) for cache in caches]
+        self.sources = sorted({name for cache in caches for name in cache.source_names})
+        self.task_types = sorted({name for cache in caches for name in cache.task_type_names})
+        self._cache_of = np.concatenate([np.full(len(part.starts), i, np.int32) for i, part in enumerate(parts)])
+        self._starts = np.concatenate([part.starts for part in parts])
+        self.lengths = np.concatenate([part.lengths for part in parts]).astype(np.int32)
+        self.source_ids = _rename(parts, [c.sources for c in caches], [c.source_names for c in caches], self.sources)
+        self.task_type_ids = _rename(
+            parts, [c.task_types for c in caches], [c.task_type_names for c in caches], self.task_types
+        )
+        self.groups = Groups.single(len(self.lengths))
+        self._weights = weights
+        self._bounds = np.cumsum([0] + [len(part.starts) for part in parts])
+        self.fingerprint = _digest(
+            [cache.fingerprint for cache in caches], weights, config.max_length, config.truncation, seed
+        )
+        self.report = self._report(parts, notices)
+        _check_dropped(self.report, config)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def example(self, i: int) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
+        """Example i: ids int32 [n], weights float32 [n] of each token as a target, and its extras."""
+        cache, start = self._caches[self._cache_of[i]], self._starts[i]
+        window = slice(start, start + self.lengths[i])
+        weights = np.array(cache.weights[window])
+        weights[:1] = 0.0  # a later window's first token was scored in the one before
+        return np.array(cache.ids[window]), weights, self.extras(i)
+
+    def extras(self, i: int) -> dict[str, int]:
+        """What goes into an example's slot of a batch."""
+        extras = {"example_index": i, "source": int(self.source_ids[i])}
+        if any(self.task_types):
+            extras["task_type"] = int(self.task_type_ids[i])
+        return extras
+
+    def epoch(self, epoch: int) -> np.ndarray:
+        """int64, the groups of an epoch: those of a source of weight 2 twice, of 0.5 a random half."""
+        chosen = []
+        for i, (weight, first, last) in enumerate(zip(self._weights, self._bounds, self._bounds[1:])):
+            whole, count = int(weight), round((weight - int(weight)) * (last - first))
+            random = np.random.default_rng((self._seed, epoch, i))
+            chosen += [np.arange(first, last)] * whole
+            chosen.append(np.sort(first + random.choice(last - first, count, replace=False)))
+        return np.concatenate(chosen).astype(np.int64)
+
+    @property
+    def epochs_vary(self) -> bool:
+        """Whether epochs hold different examples."""
+        return any(weight != int(weight) for weight in self._weights)
+
+    def _report(self, parts: list["_Windows"], notices: list[str]) -> Report:
+        dropped: dict[str, int] = {}
+        for part in parts:
+            for reason, count in part.dropped.items():
+                dropped[reason] = dropped.get(reason, 0) + count
+        count = lambda ids, names: dict(zip(names, np.bincount(ids, minlength=len(names)).tolist()))  # noqa: E731
+        return Report(
+            records=sum(len(cache.starts) - 1 for cache in self._caches),
+            examples=len(self.lengths),
+            cut=sum(part.cut for part in parts),
+            dropped=dropped,
+            tokens=int(self.lengths.sum(dtype=np.int64)),
+            supervised=sum(part.supervised for part in parts),
+            sources=count(self.source_ids, self.sources),
+            task_types=count(self.task_type_ids, self.task_types),
+            notices=notices,
+        )
+
+
+@dataclasses.dataclass
+class _Windows:
+    """What of a cache is used: record, first token and length of each example."""
+
+    records: np.ndarray
+    starts: np.ndarray
+    lengths: np.ndarray
+    cut: int
+    dropped: dict[str, int]
+    supervised: int
+
+
+def _windows(cache: TokenCache, config: DataConfig) -> _Windows:
+    """Applies `max_length` and the truncation policy.
+
+    Plain text is never cut: it is read in windows that overlap by the one token whose target is in the next, so every
+    token but the first is a target exactly once.
+    """
+    size, starts, lengths = config.max_length, cache.starts[:-1], np.diff(cache.starts)
+    scored = np.concatenate([[0], np.cumsum(cache.weights > 0)])
+    count = lambda first, last: scored[last] - scored[first]  # noqa: E731  # supervised tokens among first..last
+    long = (lengths > size) & ~cache.is_text
+    if config.truncation == "error" and long.any():
+        raise UserError(
+            f"{long.sum()} of {len(lengths)} examples are longer than config.data.max_length {size} (the longest has "
+            f"{lengths.max()} tokens); raise it, or set config.data.truncation to 'right' or 'drop'."
+        )
+    kept = np.where(cache.is_text, lengths, np.minimum(lengths, size))
+    empty = count(starts, starts + lengths) == 0
+    lost = ~empty & (count(starts, starts + kept) == 0)
+    too_long = long & ~empty if config.truncation == "drop" else np.zeros_like(long)
+    lost &= ~too_long
+    use = np.flatnonzero(~(empty | lost | too_long))
+    dropped = {NO_TARGET: empty, CUT_TARGET: lost, TOO_LONG: too_long}
+    records, firsts, sizes = use, starts[use], kept[use]
+    if (sizes > size).any():
+        pieces = np.maximum(-(-(sizes - 1) // max(size - 1, 1)), 1)
+        inside = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+        ends = np.repeat(firsts + sizes, pieces)
+        records, firsts = np.repeat(records, pieces), np.repeat(firsts, pieces) + inside * (size - 1)
+        sizes = np.minimum(size, ends - firsts)
+    return _Windows(
+        records,
+        firsts,
+        sizes,
+        cut=int(long[use].sum()),
+        dropped={reason: int(which.sum()) for reason, which in dropped.items() if which.any()},
+        supervised=int(count(firsts + 1, firsts + sizes).sum()),
+    )
+
+
+def _rename(parts: list[_Windows], ids: list[np.ndarray], names: list[list[str]], all_names: list[str]) -> np.ndarray:
+    """int32, each example's name as an index into `all_names`."""
+    maps = [np.array([all_names.index(name) for name in own], np.int32) for own in names]
+    return np.concatenate([m[i[part.records]] for m, i, part in zip(maps, ids, parts)]).astype(np.int32)
+
+
+def _check_dropped(report: Report, config: DataConfig) -> None:
+    dropped = sum(report.dropped.values())
+    reasons = "; ".join(f"{count} {reason}" for reason, count in report.dropped.items())
+    if dropped and dropped > config.max_dropped * report.records:
+        if report.dropped.get(NO_TARGET) == report.records:
+            raise UserError(
+                f"no token of any record is supervised with the template {config.template!r}: its generation tags or "
+                "the records' weights mask everything; see scripts/inspect_data.py."
+            )
+        raise UserError(
+            f"{dropped} of {report.records} records would be dropped ({reasons}), more than config.data.max_dropped "
+            f"{config.max_dropped:g} allows; raise config.data.max_length (now {config.max_length}) or mend the data."
+        )
+    if not report.examples:
+        raise UserError("no example is left to train on; see the counts of scripts/inspect_data.py.")
+
+
+def _tokenised(config: SourceConfig, source: Source, data: DataConfig, tokenizer: Tokenizer) -> TokenCache:
+    start, stop = row_range(config.rows, len(source))
+    folder = cache_folder(data.cache_dir)
+    template = (
+        None if data.template == "auto" and tokenizer.chat_template is None else load_template(data.template, tokenizer)
+    )
+    key = {
+        "files": hash_files(source.files, folder),
+        "name": source.name,
+        "rows": [start, stop],
+        "fields": config.fields,
+        "template": template.source if template else None,
+        "tokenizer": tokenizer.fingerprint,
+        "supervise": data.supervise,
+    }
+    return cached(data.cache_dir, key, _examples(config, source, range(start, stop), data, template, tokenizer))
+
+
+def _examples(
+    config: SourceConfig, source: Source, rows: range, data: DataConfig, template: Template | None, tokenizer: Tokenizer
+) -> Iterator[tuple[Example, str, str]]:
+    records = source.records(rows.start, rows.stop)
+    progress = tqdm(total=len(rows), desc=f"tokenising {source.name}", unit="record", delay=1.0, disable=None)
+    renderer = Renderer(template, tokenizer, data.supervise)
+    with progress:
+        while chunk := list(itertools.islice(records, CHUNK)):
+            pairs: list[tuple[Conversation, str]] = [(parse(r, where, config.fields), where) for r, where in chunk]
+            if template is None and any(c.text is None for c, _ in pairs):
+                load_template(data.template, tokenizer)  # says that there is none
+            for (conversation, _), example in zip(pairs, renderer.examples(pairs)):
+                yield example, conversation.source or source.name, conversation.task_type
+            progress.update(len(chunk))
+
+
+def _notices(caches: list[TokenCache], tokenizer: Tokenizer) -> list[str]:
+    """BOS that the tokenizer would add but the template does not write."""
+    first = [cache.ids[cache.starts[:-1][np.diff(cache.starts) > 0]] for cache in caches]
+    missing = sum(int((ids != tokenizer.bos_id).sum()) for ids in first)
+    if tokenizer.adds_bos and missing:
+        return [
+            f"{missing} examples do not begin with BOS {tokenizer.bos!r}, though the tokenizer adds it to plain text: "
+            "the template does not write it. If the model was trained with it, begin the template with {{ bos_token }}."
+        ]
+    return []
+
+
+def _digest(*values: Any) -> str:
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]

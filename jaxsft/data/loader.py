@@ -1,0 +1,162 @@
+"""Batches by step: the state of the data is the step, and nothing else.
+
+Epochs follow each other as one stream of rows, of which step s takes the rows s * batch_size onwards; the last batch of
+an epoch is filled from the next. Each process assembles its share of the same global batch.
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from jaxsft.config import DataConfig
+from jaxsft.data.batch import Batch
+from jaxsft.data.dataset import Dataset
+from jaxsft.data.packing import Plan, plan
+from jaxsft.errors import UserError
+
+THREADS, PREFETCH = 2, 4
+
+
+class Loader:
+    """Batches of a data set.
+
+    Attributes:
+      batch_size: rows of a global batch.
+      row_length: T.
+      num_slots: E.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        config: DataConfig,
+        batch_size: int,
+        seed: int = 0,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        """Lays out nothing yet.
+
+        Args:
+          dataset: the examples.
+          config: for `max_length`, `packing` and `max_examples_per_row`.
+          batch_size: rows of a global batch.
+          seed: of the order.
+          process_index: which share of each batch this process assembles: rows [i/n, (i+1)/n) of the global batch.
+          process_count: how many shares there are.
+
+        Raises:
+          UserError: if the shares are not equal.
+        """
+        if batch_size % process_count:
+            raise UserError(
+                f"config.batch_size {batch_size} cannot be split over {process_count} processes; use a multiple of it."
+            )
+        self._dataset, self._seed, self._packing = dataset, seed, config.packing
+        self._process_index, self._process_count = process_index, process_count
+        self.batch_size, self.row_length = batch_size, config.max_length
+        self._group_lengths = dataset.groups.lengths(dataset.lengths)
+        self._group_sizes = dataset.groups.sizes()
+        self.num_slots = config.max_examples_per_row if config.packing else int(self._group_sizes.max())
+        self._plan = functools.lru_cache(maxsize=3)(self._make_plan)
+        self._rows_before = [0]
+
+    def rows(self, epoch: int = 0) -> int:
+        """How many rows an epoch has."""
+        return self._plan(epoch).num_rows
+
+    def steps(self, epochs: float) -> int:
+        """Optimizer steps that see every row of that many epochs."""
+        whole = int(epochs)
+        rows = self._start_of(whole) + math.ceil((epochs - whole) * self.rows(whole) if epochs > whole else 0)
+        return math.ceil(rows / self.batch_size)
+
+    def fill_rate(self, epoch: int = 0) -> float:
+        """Share of an epoch's slots that hold tokens."""
+        table = self._plan(epoch)
+        tokens = self._group_lengths[self._dataset.epoch(epoch)].sum()
+        return float(tokens / (table.num_rows * self.row_length))
+
+    def batch(self, step: int) -> Batch:
+        """This process's rows of the batch of optimizer step `step`, counted from 0; NumPy arrays."""
+        first = step * self.batch_size
+        return self._assemble([self._row(first + r) for r in self._share(self.batch_size)])
+
+    def iterate(self, start: int, stop: int) -> Iterator[Batch]:
+        """The batches of steps `start` up to `stop`, assembled ahead by threads; errors are raised here."""
+        options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=PREFETCH)
+        return iter(grain.MapDataset.range(start, stop).map(self.batch).to_iter_dataset(options))
+
+    def evaluation_batches(self, batch_size: int | None = None) -> Iterator[Batch]:
+        """Every example once, in the data's order as far as packing allows; the last batch ends in empty rows."""
+        batch_size = batch_size or self.batch_size
+        table = self._layout(np.arange(len(self._dataset.groups)), 0, shuffle=False)
+        for first in range(0, table.num_rows, batch_size):
+            rows = [first + r for r in self._share(batch_size)]
+            yield self._assemble([table.row(r) if r < table.num_rows else table.groups[:0] for r in rows])
+
+    def _share(self, batch_size: int) -> range:
+        size = batch_size // self._process_count
+        return range(self._process_index * size, (self._process_index + 1) * size)
+
+    def _make_plan(self, epoch: int) -> Plan:
+        return self._layout(self._dataset.epoch(epoch), epoch, shuffle=True)
+
+    def _layout(self, groups: np.ndarray, epoch: int, shuffle: bool) -> Plan:
+        table = plan(
+            self._group_lengths[groups],
+            self.row_length,
+            seed=self._seed,
+            epoch=epoch,
+            packing=self._packing,
+            max_examples=self.num_slots,
+            sizes=self._group_sizes[groups],
+            shuffle=shuffle,
+        )
+        return Plan(groups[table.groups], table.starts)
+
+    def _start_of(self, epoch: int) -> int:
+        """Rows of all epochs before `epoch`."""
+        if not self._dataset.epochs_vary:
+            return epoch * self.rows(0)
+        while len(self._rows_before) <= epoch:
+            self._rows_before.append(self._rows_before[-1] + self.rows(len(self._rows_before) - 1))
+        return self._rows_before[epoch]
+
+    def _row(self, row: int) -> np.ndarray:
+        """The groups of a row of the endless stream."""
+        epoch = 0 if self._dataset.epochs_vary else row // self.rows(0)
+        while self._start_of(epoch + 1) <= row:
+            epoch += 1
+        return self._plan(epoch).row(row - self._start_of(epoch))
+
+    def _assemble(self, rows: list[np.ndarray]) -> Batch:
+        """Writes the groups of each row into arrays; see `Batch` for their meaning."""
+        shape, slots = (len(rows), self.row_length), (len(rows), self.num_slots)
+        ints = {
+            name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "segment_ids", "example_ids", "targets")
+        }
+        weights = np.zeros(shape, np.float32)
+        extras = {name: np.full(slots, -1, np.int32) for name in self._dataset.extras(0)}
+        groups = self._dataset.groups
+        for b, row in enumerate(rows):
+            at, unit, slot = 0, 0, 0
+            for group in row:
+                for u in range(groups.units[group], groups.units[group + 1]):
+                    unit, begin = unit + 1, at
+                    for example in range(groups.examples[u], groups.examples[u + 1]):
+                        ids, loss_weights, fields = self._dataset.example(example)
+                        here = slice(at, at + len(ids))
+                        ints["tokens"][b, here] = ids
+                        ints["targets"][b, at : at + len(ids) - 1] = ids[1:]
+                        weights[b, at : at + len(ids) - 1] = loss_weights[1:]
+                        ints["example_ids"][b, here] = slot + 1
+                        for name, value in fields.items():
+                            extras[name][b, slot] = value
+                        at, slot = at + len(ids), slot + 1
+                    ints["segment_ids"][b, begin:at] = unit
+                    ints["positions"][b, begin:at] = np.arange(at - begin)
+        return Batch(**ints, weights=weights, extras=extras)

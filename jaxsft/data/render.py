@@ -1,0 +1,338 @@
+"""Conversations become token ids and loss weights.
+
+A conversation is rendered as a whole and tokenised as a whole; its mask comes from that one tokenisation, by character
+spans. A turn's supervised span is what the model has to write: it begins where the template's generation prompt ends
+and closes with the end-of-turn mark. Templates with `{% generation %}` tags name the spans themselves. A token that
+straddles the beginning belongs to the prompt.
+"""
+
+import dataclasses
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxsft.data.conversation import Conversation, Message
+from jaxsft.data.templates import Template
+from jaxsft.data.tokenizer import Encoding, Tokenizer
+from jaxsft.errors import UserError
+
+PLACEHOLDER = chr(0x100000)  # stands for a character of a control string inside a content
+MARK = 0x100100  # the first of the characters that mark where contents begin and end
+
+
+@dataclasses.dataclass
+class Layout:
+    """A rendered conversation before tokenisation.
+
+    Attributes:
+      text: what the template wrote.
+      spans: (first character, one past the last, weight) of what is supervised, in order.
+      guarded: spans of control strings that are ordinary text.
+    """
+
+    text: str
+    spans: list[tuple[int, int, float]]
+    guarded: list[tuple[int, int]]
+
+
+@dataclasses.dataclass
+class Example:
+    """Tokens of one example.
+
+    Attributes:
+      ids: int32 [n].
+      weights: float32 [n], loss weight of predicting ids[t] (so the first is 0).
+      is_text: plain text, which is read in windows; a conversation is read as a whole.
+    """
+
+    ids: np.ndarray
+    weights: np.ndarray
+    is_text: bool
+
+
+class Renderer:
+    """Renders and tokenises conversations with one template and one tokenizer."""
+
+    def __init__(self, template: Template | None, tokenizer: Tokenizer, supervise: str = "assistant"):
+        """Keeps them.
+
+        Args:
+          template: None where all records are plain text.
+          tokenizer: the model's.
+          supervise: "assistant" (answers) or "all" (every token but the first).
+        """
+        self.template, self.tokenizer, self.supervise = template, tokenizer, supervise
+        controls = tokenizer.control_strings(template.source) if template else []
+        self._control = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))) or "(?!)")
+        specials = [
+            t.content for t in tokenizer.hf.added_tokens_decoder.values() if t.special and t.content != tokenizer.bos
+        ]
+        self._special = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or "(?!)")
+
+    def examples(self, conversations: Sequence[tuple[Conversation, str]]) -> Iterator[Example]:
+        """Tokenises (conversation, place) pairs; one example each, in order.
+
+        Raises:
+          UserError: what is wrong with a conversation, and its place.
+        """
+        layouts = [None if c.text is not None else self.layout(c, where) for c, where in conversations]
+        plain = iter(self.tokenizer.encode_batch([x.text for x in layouts if x and not x.guarded]))
+        for (conversation, where), layout in zip(conversations, layouts):
+            if layout is None:
+                yield self._text(conversation)
+            elif layout.guarded:
+                yield self._example(self.tokenizer.encode_guarded(layout.text, layout.guarded), layout, where)
+            else:
+                yield self._example(next(plain), layout, where)
+
+    def layout(self, conversation: Conversation, where: str) -> Layout:
+        """Renders a conversation and finds what of it is supervised.
+
+        Raises:
+          UserError: for no assistant turn, a template that refuses it, loses part of it or never ends a turn.
+        """
+        if self.template is None:
+            raise UserError(f"{where}: a conversation, but no template was given.")
+        if not any(message.role == "assistant" for message in conversation.messages):
+            raise UserError(f"{where}: the conversation has no assistant turn, so nothing can be learned; remove it.")
+        messages = [message.for_template() for message in conversation.messages]
+        self._refuse_loss(conversation, where)
+        try:
+            rendered = self.template.render(messages, conversation.tools)
+            guarded = self._guard(messages, conversation.tools, rendered.text)
+            if self.supervise == "all":
+                spans = [(0, len(rendered.text), conversation.weight)]
+            else:
+                chars = self._tagged(rendered.spans, rendered.text) if self.template.has_tags else None
+                if chars is None:
+                    chars = _Spans(self.template, messages, conversation.tools, rendered.text).find()
+                elif rendered.spans:
+                    self._require_end(chars[-1], rendered.text, conversation.messages)
+                spans = self._weighted(chars, conversation)
+        except UserError as error:
+            raise UserError(f"{where}: {error}") from error
+        return Layout(rendered.text, spans, guarded)
+
+    def _refuse_loss(self, conversation: Conversation, where: str) -> None:
+        """What the template never reads would vanish without a word."""
+        source = self.template.source
+        if conversation.tools and "tools" not in source:
+            raise UserError(
+                f"{where}: the record has tools, but {self.template.name} does not write them; use one that does."
+            )
+        if any(m.fields.get("tool_calls") for m in conversation.messages) and "tool_calls" not in source:
+            raise UserError(
+                f"{where}: a message calls tools, but {self.template.name} does not write calls; use one that does."
+            )
+
+    def _guard(self, messages: list[dict[str, Any]], tools: Any, text: str) -> list[tuple[int, int]]:
+        """Where in the rendered text the control strings of contents are.
+
+        Rendered again with placeholders of the same length, the text must stay the same elsewhere. It does not where
+        the template itself reads a control string (splits at `</think>`): that one is the template's.
+        """
+        found = sorted({m for value in _strings([messages, tools]) for m in self._control.findall(value)})
+        if not found:
+            return []
+        hidden = self._placeholders(messages, tools, found, text)
+        if hidden is None:
+            kept = [s for s in found if self._placeholders(messages, tools, [s], text) is not None]
+            if lost := [s for s in found if s not in kept and self._special.fullmatch(s)]:
+                raise UserError(
+                    f"the control string {lost[0]!r} inside a content changes what {self.template.name} writes; "
+                    "remove it."
+                )
+            hidden = self._placeholders(messages, tools, kept, text) if kept else text
+        return [match.span() for match in re.finditer(f"{PLACEHOLDER}+", hidden or text)]
+
+    def _placeholders(self, messages: list[dict[str, Any]], tools: Any, strings: list[str], text: str) -> str | None:
+        """The rendered text with placeholders for `strings` inside contents; None if it differs elsewhere."""
+        pattern = re.compile("|".join(map(re.escape, sorted(strings, key=len, reverse=True))))
+        hide = lambda value: pattern.sub(lambda match: PLACEHOLDER * len(match.group()), value)  # noqa: E731
+        hidden = self.template.render(_map_strings(messages, hide), _map_strings(tools, hide)).text
+        same = len(hidden) == len(text) and all(a in (b, PLACEHOLDER) for a, b in zip(hidden, text))
+        return hidden if same else None
+
+    def _tagged(self, spans: list[tuple[int, int]], text: str) -> list[tuple[int, int]]:
+        """The spans of generation tags, with the end-of-turn token that some templates leave just outside."""
+        ends = [self._special.match(text, stop) for _, stop in spans]
+        return [(start, end.end() if end else stop) for (start, stop), end in zip(spans, ends)]
+
+    def _require_end(self, span: tuple[int, int], text: str, messages: list[Message]) -> None:
+        last = next(message for message in reversed(messages) if message.role == "assistant")
+        if last.content and text[slice(*span)].endswith(last.content):
+            raise UserError(_no_end(self.template))
+
+    def _weighted(self, chars: list[tuple[int, int]], conversation: Conversation) -> list[tuple[int, int, float]]:
+        weights = [message.weight for message in conversation.messages if message.role == "assistant"]
+        if len(weights) != len(chars):
+            if any(weight is not None for weight in weights):
+                raise UserError(
+                    f"{self.template.name} marks {len(chars)} spans for {len(weights)} assistant turns, so the weights "
+                    "of messages cannot be told apart; put one generation tag around each turn."
+                )
+            weights = [None] * len(chars)
+        return [(*span, conversation.weight * (1.0 if w is None else w)) for span, w in zip(chars, weights)]
+
+    def _example(self, encoding: Encoding, layout: Layout, where: str) -> Example:
+        ids = np.array(encoding.ids, np.int32)
+        starts = np.array([start for start, _ in encoding.offsets], np.int64)
+        weights = np.zeros(len(ids), np.float32)
+        for first, stop, weight in layout.spans:
+            weights[np.searchsorted(starts, first) : np.searchsorted(starts, stop)] = weight
+        weights[:1] = 0.0
+        bos = self.tokenizer.bos_id
+        if bos is not None and len(ids) > 1 and ids[0] == bos == ids[1]:
+            raise UserError(f"{where}: {self.template.name} writes BOS twice; leave one of them out.")
+        return Example(ids, weights, is_text=False)
+
+    def _text(self, conversation: Conversation) -> Example:
+        """BOS once if the tokenizer defines one, no EOS, every later token supervised."""
+        bos = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
+        ids = np.array(bos + self.tokenizer.encode_text(conversation.text), np.int32)
+        weights = np.full(len(ids), conversation.weight, np.float32)
+        weights[:1] = 0.0
+        return Example(ids, weights, is_text=True)
+
+
+class _Spans:
+    """Finds the assistant's spans in a rendered conversation whose template has no generation tags.
+
+    Contents are found by rendering once more with invisible marks around them, inside surrounding blanks so that
+    templates may trim. Beginnings and ends come from renderings of the conversation's beginnings.
+    """
+
+    def __init__(self, template: Template, messages: list[dict[str, Any]], tools: Any, text: str):
+        self.template, self.messages, self.tools, self.text = template, messages, tools, text
+        self.marked = [_mark(m, i) if m["role"] == "assistant" else m for i, m in enumerate(messages)]
+        self.places = _places(template.render(self.marked, tools).text, text)
+
+    def find(self) -> list[tuple[int, int]]:
+        """The spans, one for each assistant turn.
+
+        Raises:
+          UserError: if a turn cannot be found, or the last one has no end-of-turn mark.
+        """
+        spans, previous = [], 0
+        for i, message in enumerate(self.messages):
+            if message["role"] == "assistant":
+                begin = self._begin(i, previous)
+                end = self._end(i)
+                if begin is None or end is None or begin >= end:
+                    raise UserError(
+                        f"{self.template.name} rewrites the conversation so that assistant message {i + 1} cannot be "
+                        "found in it; put {% generation %} tags around what the assistant writes."
+                    )
+                spans.append((begin, end))
+                previous = end
+        return spans
+
+    def _begin(self, i: int, previous: int) -> int | None:
+        """Behind the generation prompt: what the model is given before it writes."""
+        opened, closed = self.places.get(_open(i)), self.places.get(_close(i))
+        history, prompt = self._prefix(i, False), self._prefix(i, True)
+        if history is None or prompt is None:
+            return opened
+        header = prompt[len(history) :] if prompt.startswith(history) else ""
+        if self.text.startswith(history):
+            begin = _agreement(prompt, self.text)
+            if header or opened is None or not self.text[begin:opened].strip():
+                return begin
+            return opened  # the template writes its header only with the answer
+        # Earlier turns are rewritten once there are later ones: look for the header before the content.
+        before = self.text[previous : closed if opened is None else opened]
+        for length in range(len(header), 0, -1):
+            if (at := before.rfind(header[:length])) >= 0:
+                return previous + at + length
+        return opened
+
+    def _end(self, i: int) -> int | None:
+        """Behind the end-of-turn mark: what the template writes after the content, without closing blanks."""
+        closed = self.places.get(_close(i))
+        whole = self.template.render(self.marked[: i + 1], self.tools).text
+        _, mark, tail = whole.rpartition(_close(i))
+        if not mark:
+            whole = whole.rstrip()
+            return len(whole) if self.text.startswith(whole) else None
+        if closed is None:
+            return None
+        tail = tail.rstrip() or tail
+        if i == len(self.messages) - 1 and not tail:
+            raise UserError(_no_end(self.template))
+        return closed + len(tail) if self.text.startswith(tail, closed) else closed
+
+    def _prefix(self, i: int, add_generation_prompt: bool) -> str | None:
+        """The rendering of the first `i` messages; None where the template refuses so short a conversation."""
+        if i == 0:
+            return None
+        try:
+            return self.template.render(self.messages[:i], self.tools, add_generation_prompt).text
+        except UserError:
+            return None
+
+
+def _no_end(template: Template) -> str:
+    return (
+        f"{template.name} writes no end-of-turn mark behind the answer, so the model would never learn to stop; "
+        "add one to it, such as {{ eos_token }}."
+    )
+
+
+def _agreement(a: str, b: str) -> int:
+    """Length of the common beginning."""
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b)))
+
+
+def _open(i: int) -> str:
+    return chr(MARK + 2 * i)
+
+
+def _close(i: int) -> str:
+    return chr(MARK + 2 * i + 1)
+
+
+def _mark(message: dict[str, Any], i: int) -> dict[str, Any]:
+    """Marks around the content, or behind the name of the last tool called where there is none."""
+    content = message.get("content")
+    if content and (core := content.strip()):
+        lead, _, trail = content.partition(core)
+        return {**message, "content": lead + _open(i) + core + _close(i) + trail}
+    if calls := message.get("tool_calls"):
+        function = {**calls[-1]["function"], "name": calls[-1]["function"]["name"] + _close(i)}
+        return {**message, "tool_calls": [*calls[:-1], {**calls[-1], "function": function}]}
+    return message
+
+
+def _places(marked: str, text: str) -> dict[str, int]:
+    """Mark -> its place in the text without marks; nothing if marking changed the text."""
+    places, pieces = {}, re.split(f"([{chr(MARK)}-{chr(0x10FFFD)}])", marked)
+    length = 0
+    for piece, mark in zip(pieces[::2], [*pieces[1::2], ""]):
+        length += len(piece)
+        places[mark] = length
+    return places if "".join(pieces[::2]) == text else {}
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Every string inside nested lists and dicts."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from _strings(list(value.items()))
+    elif isinstance(value, list | tuple):
+        for item in value:
+            yield from _strings(item)
+
+
+def _map_strings(value: Any, change: Any) -> Any:
+    """The same nesting with every string changed; names of fields stay."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, dict):
+        return {name: _map_strings(item, change) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_map_strings(item, change) for item in value]
+    return value

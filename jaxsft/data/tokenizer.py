@@ -1,0 +1,178 @@
+"""A Hugging Face tokenizer with character offsets, and with control strings inside contents kept ordinary text."""
+
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import tokenizers
+
+from jaxsft.errors import UserError
+
+PRIVATE = 0xF0000  # plane 15, private use: no normaliser changes it and no vocabulary has it
+
+
+class Encoding(NamedTuple):
+    """Token ids and, for each, the first character and the one after the last of its text."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+
+def load_tokenizer(path: str) -> "Tokenizer":
+    """Loads the tokenizer of a Hugging Face folder (or hub name); needs no torch.
+
+    Raises:
+      UserError: if there is none, or it does not tell the characters of its tokens.
+    """
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # at import it warns that torch is absent
+    from transformers import AutoTokenizer
+
+    if not path:
+        raise UserError("no tokenizer was named; set config.model.path to a folder that holds one.")
+    if Path(path).is_dir() and not any(Path(path).glob("*token*")) and not any(Path(path).glob("vocab*")):
+        raise UserError(f"{path} holds no tokenizer (tokenizer.json, tokenizer.model or vocab.json); copy one into it.")
+    try:
+        loaded = AutoTokenizer.from_pretrained(path)
+    except (OSError, ValueError, ImportError, json.JSONDecodeError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise UserError(f"the tokenizer of {path} could not be loaded: {reason}") from error
+    if not getattr(loaded, "is_fast", False):
+        raise UserError(
+            f"the tokenizer of {path} ({type(loaded).__name__}) gives no character offsets, which masks need; "
+            "convert it to a tokenizer.json."
+        )
+    return Tokenizer(loaded)
+
+
+class Tokenizer:
+    """What the data needs from a tokenizer.
+
+    Attributes:
+      hf: transformers' tokenizer; saved beside exported models.
+      bos_id, eos_id, pad_id: ids, None where the tokenizer defines none.
+      bos, eos: their strings, "" where the tokenizer defines none.
+      variables: the named special tokens that templates may write (`bos_token`, `eos_token`, ...).
+      chat_template: its own chat template, None if it has none.
+      adds_bos: whether it begins every text with BOS by itself.
+    """
+
+    def __init__(self, hf):
+        self.hf = hf
+        self.bos_id, self.eos_id, self.pad_id = hf.bos_token_id, hf.eos_token_id, hf.pad_token_id
+        self.bos, self.eos = hf.bos_token or "", hf.eos_token or ""
+        self.variables = dict(hf.special_tokens_map)
+        template = hf.chat_template
+        self.chat_template = template.get("default") if isinstance(template, dict) else template
+        self.adds_bos = self.bos_id is not None and hf("a").input_ids[:1] == [self.bos_id]
+        self._definition = hf.backend_tokenizer.to_str()
+        self._added = sorted(hf.added_tokens_decoder.items())
+
+    def __len__(self) -> int:
+        """Size of the vocabulary with added tokens."""
+        return len(self.hf)
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Hash of everything that decides ids."""
+        return hashlib.sha256((self._definition + json.dumps(self.variables, sort_keys=True)).encode()).hexdigest()
+
+    def encode(self, text: str) -> Encoding:
+        """Ids and offsets of a text, as it stands: no BOS or EOS is added, control strings become control ids."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoding]:
+        """`encode` of each."""
+        return [Encoding(e.ids, e.offsets) for e in self._plain.encode_batch(list(texts), add_special_tokens=False)]
+
+    def encode_guarded(self, text: str, guarded: Sequence[tuple[int, int]]) -> Encoding:
+        """Ids and offsets of a text in which the control strings inside the `guarded` spans are ordinary text.
+
+        Each control string outside is written as one private character, which a copy of the tokenizer knows as that
+        control token; the copy knows no other. So a text without guarded spans gives the same ids as `encode`.
+
+        Raises:
+          UserError: if the vocabulary has the control string as an ordinary token, so that it cannot be kept apart.
+        """
+        starts, pieces, cursor = list(range(len(text) + 1)), [], 0
+        guard = [False] * len(text)
+        for start, stop in guarded:
+            guard[start:stop] = [True] * (stop - start)
+        positions: list[int] = []
+        while match := self._control.search(text, cursor):
+            start, stop = match.span()
+            if any(guard[start:stop]):
+                pieces.append(text[cursor : start + 1])
+                positions += starts[cursor : start + 1]
+                cursor = start + 1
+                continue
+            pieces += [text[cursor:start], self._private[match.group()]]
+            positions += starts[cursor : start + 1]
+            cursor = stop
+        text_private = "".join([*pieces, text[cursor:]])
+        positions += starts[cursor:]
+        encoding = self._guarded.encode(text_private, add_special_tokens=False)
+        ids, offsets = [], []
+        for i, (start, stop) in zip(encoding.ids, encoding.offsets):
+            if i in self._control_ids and i not in self._original:
+                raise UserError(
+                    f"the control string {self.hf.convert_ids_to_tokens(i)!r} occurs inside a text, and this tokenizer "
+                    "cannot write it as ordinary text; remove it from the data."
+                )
+            ids.append(self._original.get(i, i))
+            offsets.append((positions[start], positions[stop]))
+        return Encoding(ids, offsets)
+
+    def encode_text(self, text: str) -> list[int]:
+        """Ids of a text that holds no control tokens, whatever strings are in it."""
+        if self._control.search(text):
+            return self.encode_guarded(text, [(0, len(text))]).ids
+        return self.encode(text).ids
+
+    def control_strings(self, template: str) -> list[str]:
+        """The added tokens that steer the model: special ones, and those that the template itself writes."""
+        return [t.content for _, t in self._added if t.special or (t.content in template and not t.content.isspace())]
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """The text of some ids."""
+        return self.hf.decode(list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False)
+
+    @functools.cached_property
+    def _plain(self) -> tokenizers.Tokenizer:
+        return _backend(json.loads(self._definition))
+
+    @functools.cached_property
+    def _guarded(self) -> tokenizers.Tokenizer:
+        definition = json.loads(self._definition)
+        for token in definition["added_tokens"]:
+            token["content"] = self._private[token["content"]]
+        return _backend(definition)
+
+    @functools.cached_property
+    def _private(self) -> dict[str, str]:
+        return {token.content: chr(PRIVATE + i) for i, (_, token) in enumerate(self._added)}
+
+    @functools.cached_property
+    def _control_ids(self) -> set[int]:
+        return {i for i, _ in self._added}
+
+    @functools.cached_property
+    def _original(self) -> dict[int, int]:
+        """Ids of the private characters in the copy -> ids of the control tokens they stand for."""
+        return {self._guarded.token_to_id(self._private[token.content]): i for i, token in self._added}
+
+    @functools.cached_property
+    def _control(self) -> re.Pattern:
+        contents = sorted((token.content for _, token in self._added), key=len, reverse=True)
+        return re.compile("|".join(map(re.escape, contents)) or "(?!)")
+
+
+def _backend(definition: dict) -> tokenizers.Tokenizer:
+    """A bare tokenizer: nothing is added, cut or padded, and offsets are those of the text."""
+    return tokenizers.Tokenizer.from_str(
+        json.dumps({**definition, "post_processor": None, "truncation": None, "padding": None})
+    )
