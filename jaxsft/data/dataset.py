@@ -116,6 +116,7 @@ class Dataset:
 
     Attributes:
       lengths: int32 [examples], tokens.
+      supervised: int32 [examples], how many of them have a loss weight.
       groups: how examples stand together.
       report: what was kept, cut and dropped.
       fingerprint: of everything that decides the examples.
@@ -137,6 +138,7 @@ class Dataset:
         self._cache_of = np.concatenate([np.full(len(part.starts), i, np.int32) for i, part in enumerate(parts)])
         self._starts = np.concatenate([part.starts for part in parts])
         self.lengths = np.concatenate([part.lengths for part in parts]).astype(np.int32)
+        self.supervised = np.concatenate([part.supervised for part in parts]).astype(np.int32)
         self.source_ids = _rename(parts, [c.sources for c in caches], [c.source_names for c in caches], self.sources)
         self.task_type_ids = _rename(
             parts, [c.task_types for c in caches], [c.task_type_names for c in caches], self.task_types
@@ -195,7 +197,7 @@ class Dataset:
             cut=sum(part.cut for part in parts),
             dropped=dropped,
             tokens=int(self.lengths.sum(dtype=np.int64)),
-            supervised=sum(part.supervised for part in parts),
+            supervised=int(self.supervised.sum(dtype=np.int64)),
             sources=count(self.source_ids, self.sources),
             task_types=count(self.task_type_ids, self.task_types),
             notices=notices,
@@ -204,14 +206,14 @@ class Dataset:
 
 @dataclasses.dataclass
 class _Windows:
-    """What of a cache is used: record, first token and length of each example."""
+    """What of a cache is used: record, first token, length and number of targets of each example."""
 
     records: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
     cut: int
     dropped: dict[str, int]
-    supervised: int
+    supervised: np.ndarray
 
 
 def _windows(cache: TokenCache, config: DataConfig) -> _Windows:
@@ -249,7 +251,7 @@ def _windows(cache: TokenCache, config: DataConfig) -> _Windows:
         sizes,
         cut=int(long[use].sum()),
         dropped={reason: int(which.sum()) for reason, which in dropped.items() if which.any()},
-        supervised=int(count(firsts + 1, firsts + sizes).sum()),
+        supervised=count(firsts + 1, firsts + sizes),
     )
 
 

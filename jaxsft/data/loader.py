@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator
 
 import grain
+import jax
 import numpy as np
 
 from jaxsft.config import DataConfig
@@ -35,8 +36,8 @@ class Loader:
         config: DataConfig,
         batch_size: int,
         seed: int = 0,
-        process_index: int = 0,
-        process_count: int = 1,
+        process_index: int | None = None,
+        process_count: int | None = None,
     ):
         """Lays out nothing yet.
 
@@ -45,24 +46,24 @@ class Loader:
           config: for `max_length`, `packing` and `max_examples_per_row`.
           batch_size: rows of a global batch.
           seed: of the order.
-          process_index: which share of each batch this process assembles: rows [i/n, (i+1)/n) of the global batch.
-          process_count: how many shares there are.
+          process_index: which share of each batch is assembled here: rows [i/n, (i+1)/n) of the global batch; default:
+            JAX's index of this process.
+          process_count: n, how many shares there are; default: the number of processes.
 
         Raises:
           UserError: if the shares are not equal.
         """
-        if batch_size % process_count:
-            raise UserError(
-                f"config.batch_size {batch_size} cannot be split over {process_count} processes; use a multiple of it."
-            )
+        self._process_index = jax.process_index() if process_index is None else process_index
+        self._process_count = jax.process_count() if process_count is None else process_count
         self._dataset, self._seed, self._packing = dataset, seed, config.packing
-        self._process_index, self._process_count = process_index, process_count
         self.batch_size, self.row_length = batch_size, config.max_length
         self._group_lengths = dataset.groups.lengths(dataset.lengths)
+        self._group_supervised = dataset.groups.lengths(dataset.supervised)
         self._group_sizes = dataset.groups.sizes()
         self.num_slots = config.max_examples_per_row if config.packing else int(self._group_sizes.max())
         self._plan = functools.lru_cache(maxsize=3)(self._make_plan)
         self._rows_before = [0]
+        self._share(batch_size)
 
     def rows(self, epoch: int = 0) -> int:
         """How many rows an epoch has."""
@@ -85,6 +86,23 @@ class Loader:
         first = step * self.batch_size
         return self._assemble([self._row(first + r) for r in self._share(self.batch_size)])
 
+    def shapes(self) -> Batch:
+        """The global batch as `jax.ShapeDtypeStruct`s."""
+        one = self._assemble([np.zeros(0, np.int64)])
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.batch_size, *x.shape[1:]), x.dtype), one)
+
+    def counts(self, step: int) -> dict[str, int]:
+        """Tokens of the global batch of a step: `slots` it has, `real` ones in them, `supervised` ones among these."""
+        groups = np.concatenate([self._row(step * self.batch_size + r) for r in range(self.batch_size)])
+        real, supervised = int(self._group_lengths[groups].sum()), int(self._group_supervised[groups].sum())
+        return {"slots": self.batch_size * self.row_length, "real": real, "supervised": supervised}
+
+    @property
+    def mean_unit_length(self) -> float:
+        """Mean over tokens of the length of the attention unit that they sit in."""
+        lengths = np.add.reduceat(self._dataset.lengths, self._dataset.groups.examples[:-1]).astype(np.float64)
+        return float((lengths**2).sum() / lengths.sum())
+
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps `start` up to `stop`, assembled ahead by threads; errors are raised here."""
         options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=PREFETCH)
@@ -99,6 +117,10 @@ class Loader:
             yield self._assemble([table.row(r) if r < table.num_rows else table.groups[:0] for r in rows])
 
     def _share(self, batch_size: int) -> range:
+        if batch_size % self._process_count:
+            raise UserError(
+                f"a batch of {batch_size} rows cannot be split over {self._process_count} processes; make it a multiple."
+            )
         size = batch_size // self._process_count
         return range(self._process_index * size, (self._process_index + 1) * size)
 
