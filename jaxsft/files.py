@@ -1,7 +1,10 @@
-"""Output files appear whole or not at all."""
+"""Output files and folders appear whole or not at all, and no folder that holds something is written into."""
 
+import contextlib
 import json
-import os
+import shutil
+import uuid
+from collections.abc import Iterator
 from typing import Any
 
 from etils import epath
@@ -16,11 +19,14 @@ def write_text(path: epath.PathLike, text: str) -> None:
       UserError: if it cannot be written.
     """
     path = epath.Path(path)
-    temporary = path.parent / f".{path.name}.{os.getpid()}.tmp"
+    temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(text)
-        temporary.replace(path)
+        try:
+            temporary.write_text(text)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     except OSError as error:
         raise UserError(f"{path} cannot be written: {error.strerror or error}; choose another output path.") from error
 
@@ -28,3 +34,42 @@ def write_text(path: epath.PathLike, text: str) -> None:
 def write_json(path: epath.PathLike, value: Any) -> None:
     """`write_text` of a value as indented JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_new_folder(path: epath.PathLike) -> None:
+    """Refuses a folder that holds anything.
+
+    Raises:
+      UserError: if it does, or is a file.
+    """
+    path = epath.Path(path)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise UserError(f"{path} exists and is not empty; nothing is overwritten, so give another folder or remove it.")
+
+
+@contextlib.contextmanager
+def new_folder(path: epath.PathLike) -> Iterator[epath.Path]:
+    """A folder that appears at `path` whole, when the body is done, or not at all.
+
+    It is written beside its place and renamed. Object stores cannot rename: there it is written in place, and the file
+    that makes it valid should come last.
+
+    Raises:
+      UserError: if `path` holds something already, or cannot be written.
+    """
+    path = epath.Path(path)
+    remote = "://" in str(path)
+    check_new_folder(path)
+    folder = path if remote else path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=remote)
+        yield folder
+        if not remote:
+            if path.exists():
+                path.rmdir()
+            folder.rename(path)
+    except OSError as error:
+        raise UserError(f"{path} cannot be written: {error.strerror or error}.") from error
+    finally:
+        if not remote:
+            shutil.rmtree(folder, ignore_errors=True)

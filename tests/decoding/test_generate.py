@@ -10,7 +10,7 @@ import pytest
 from jaxsft.decoding.generate import Sampling, choose, generate, keep_likeliest
 from jaxsft.errors import UserError
 from jaxsft.models.architecture import Architecture
-from jaxsft.models.checkpoint import load_params
+from jaxsft.models.checkpoint import load_architecture, load_params
 from jaxsft.models.decoder import Decoder
 
 KEY = jax.random.key(0)
@@ -42,12 +42,16 @@ def successor(size):
 
 def test_greedy_follows_the_chain_and_stops():
     chain, params = Chain(), successor(12)
-    new = generate(chain, params, None, [[0], [3, 5], [7, 7, 9], [4]], Sampling(max_new_tokens=6, stop_ids=(9, 11)), KEY)
+    new = generate(
+        chain, params, None, [[0], [3, 5], [7, 7, 9], [4]], Sampling(max_new_tokens=6, stop_ids=(9, 11)), KEY
+    )
     assert new == [[1, 2, 3, 4, 5, 6], [6, 7, 8, 9], [10, 11], [5, 6, 7, 8, 9]]
 
 
 def test_context_ends_a_continuation():
-    assert generate(Chain(context=8), successor(12), None, [[0], [1, 2, 3, 4, 5]], Sampling(max_new_tokens=20), KEY) == [
+    assert generate(
+        Chain(context=8), successor(12), None, [[0], [1, 2, 3, 4, 5]], Sampling(max_new_tokens=20), KEY
+    ) == [
         [1, 2, 3, 4, 5, 6, 7],
         [6, 7, 8],
     ]
@@ -148,8 +152,10 @@ def test_greedy_is_the_argmax_of_a_full_forward(tiny):
 def test_real_model_greedy_ids(real_data):
     folder = real_data / "models" / "stories260K"
     golden = np.load(folder / "golden.npz")
-    decoder = Decoder(Architecture.load(folder))
+    decoder = Decoder(load_architecture(folder))
     params = load_params(folder, decoder, param_dtype=jnp.float32)
     prompt, expected = golden["prompt_ids"].tolist(), golden["greedy_ids"].tolist()
-    new = generate(decoder, params, None, [prompt, prompt[:1]], Sampling(max_new_tokens=len(expected) - len(prompt)), KEY)
+    new = generate(
+        decoder, params, None, [prompt, prompt[:1]], Sampling(max_new_tokens=len(expected) - len(prompt)), KEY
+    )
     assert prompt + new[0] == expected
