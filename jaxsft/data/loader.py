@@ -119,7 +119,7 @@ class Loader:
     def _share(self, batch_size: int) -> range:
         if batch_size % self._process_count:
             raise UserError(
-                f"a batch of {batch_size} rows cannot be split over {self._process_count} processes; make it a multiple."
+                f"a batch of {batch_size} rows cannot be split over {self._process_count} processes; choose a multiple."
             )
         size = batch_size // self._process_count
         return range(self._process_index * size, (self._process_index + 1) * size)

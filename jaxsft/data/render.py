@@ -16,7 +16,7 @@ import numpy as np
 
 from jaxsft.data.conversation import Conversation, Message
 from jaxsft.data.templates import Template
-from jaxsft.data.tokenizer import Encoding, Tokenizer
+from jaxsft.data.tokenizer import Encoding, Tokenizer, any_of
 from jaxsft.errors import UserError
 
 PLACEHOLDER = chr(0x100000)  # stands for a character of a control string inside a content
@@ -66,11 +66,11 @@ class Renderer:
         """
         self.template, self.tokenizer, self.supervise = template, tokenizer, supervise
         controls = tokenizer.control_strings(template.source) if template else []
-        self._control = re.compile("|".join(map(re.escape, sorted(controls, key=len, reverse=True))) or "(?!)")
+        self._control = any_of(controls)
         specials = [
             t.content for t in tokenizer.hf.added_tokens_decoder.values() if t.special and t.content != tokenizer.bos
         ]
-        self._special = re.compile("|".join(map(re.escape, sorted(specials, key=len, reverse=True))) or "(?!)")
+        self._special = any_of(specials)
 
     def examples(self, conversations: Sequence[tuple[Conversation, str]]) -> Iterator[Example]:
         """Tokenises (conversation, place) pairs; one example each, in order.
@@ -132,29 +132,38 @@ class Renderer:
         """Where in the rendered text the control strings of contents are.
 
         Rendered again with placeholders of the same length, the text must stay the same elsewhere. It does not where
-        the template itself reads a control string (splits at `</think>`): that one is the template's.
+        the template itself reads a control string of a content (splits at `</think>`): that one is the template's.
         """
-        found = sorted({m for value in _strings([messages, tools]) for m in self._control.findall(value)})
+        values = [*messages, tools]
+        found = [
+            (i, s) for i, v in enumerate(values) for s in sorted(set(self._control.findall("\0".join(_strings(v)))))
+        ]
         if not found:
             return []
-        hidden = self._placeholders(messages, tools, found, text)
+        hidden = self._hide(values, found, text)
         if hidden is None:
-            kept = [s for s in found if self._placeholders(messages, tools, [s], text) is not None]
-            if lost := [s for s in found if s not in kept and self._special.fullmatch(s)]:
+            kept = [pair for pair in found if self._hide(values, [pair], text) is not None]
+            read = [s for i, s in found if (i, s) not in kept and self._special.fullmatch(s)]
+            hidden = self._hide(values, kept, text)
+            if read or hidden is None:
                 raise UserError(
-                    f"the control string {lost[0]!r} inside a content changes what {self.template.name} writes; "
-                    "remove it."
+                    f"the control string {(read or [found[0][1]])[0]!r} inside a content changes what "
+                    f"{self.template.name} writes; remove it."
                 )
-            hidden = self._placeholders(messages, tools, kept, text) if kept else text
-        return [match.span() for match in re.finditer(f"{PLACEHOLDER}+", hidden or text)]
+        return [match.span() for match in re.finditer(f"{PLACEHOLDER}+", hidden)]
 
-    def _placeholders(self, messages: list[dict[str, Any]], tools: Any, strings: list[str], text: str) -> str | None:
-        """The rendered text with placeholders for `strings` inside contents; None if it differs elsewhere."""
-        pattern = re.compile("|".join(map(re.escape, sorted(strings, key=len, reverse=True))))
-        hide = lambda value: pattern.sub(lambda match: PLACEHOLDER * len(match.group()), value)  # noqa: E731
-        hidden = self.template.render(_map_strings(messages, hide), _map_strings(tools, hide)).text
-        same = len(hidden) == len(text) and all(a in (b, PLACEHOLDER) for a, b in zip(hidden, text))
-        return hidden if same else None
+    def _hide(self, values: list[Any], pairs: list[tuple[int, str]], text: str) -> str | None:
+        """The text rendered with placeholders for string s of value i, for all (i, s); None if it differs elsewhere."""
+        hidden = list(values)
+        for i in {i for i, _ in pairs}:
+            pattern = any_of(s for j, s in pairs if i == j)
+            hidden[i] = _map_strings(
+                hidden[i], lambda value, p=pattern: p.sub(lambda m: PLACEHOLDER * len(m.group()), value)
+            )
+        *messages, tools = hidden
+        rendered = self.template.render(messages, tools).text
+        same = len(rendered) == len(text) and all(a in (b, PLACEHOLDER) for a, b in zip(rendered, text))
+        return rendered if same else None
 
     def _tagged(self, spans: list[tuple[int, int]], text: str) -> list[tuple[int, int]]:
         """The spans of generation tags, with the end-of-turn token that some templates leave just outside."""
@@ -236,17 +245,22 @@ class _Spans:
         history, prompt = self._prefix(i, False), self._prefix(i, True)
         if history is None or prompt is None:
             return opened
+        if prompt != history and self.text.startswith(prompt):
+            return len(prompt)
+        # The prompt is not what stands before the answer: the template writes other blanks there, or the answer's own
+        # reasoning, or rewrites earlier turns once there are later ones. Then the header itself is looked for.
         header = prompt[len(history) :] if prompt.startswith(history) else ""
-        if self.text.startswith(history):
-            begin = _agreement(prompt, self.text)
-            if header or opened is None or not self.text[begin:opened].strip():
-                return begin
-            return opened  # the template writes its header only with the answer
-        # Earlier turns are rewritten once there are later ones: look for the header before the content.
-        before = self.text[previous : closed if opened is None else opened]
-        for length in range(len(header), 0, -1):
-            if (at := before.rfind(header[:length])) >= 0:
-                return previous + at + length
+        since = max(previous, _agreement(history, self.text))
+        before = self.text[since : closed if opened is None else opened]
+        core = header.strip()
+        shortest = len(core.split(maxsplit=1)[0]) if core else 1
+        for length in range(len(core), shortest - 1, -1):
+            if (at := before.rfind(core[:length])) >= 0:
+                begin = since + at + length
+                blanks = header[len(header.rstrip()) :] if length == len(core) else ""
+                return begin + _agreement(blanks, self.text[begin:])
+        if self.text.startswith(history) and (opened is None or not before.strip()):
+            return len(history)  # the template has no header
         return opened
 
     def _end(self, i: int) -> int | None:
@@ -321,7 +335,7 @@ def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict):
-        yield from _strings(list(value.items()))
+        yield from _strings(list(value.values()))
     elif isinstance(value, list | tuple):
         for item in value:
             yield from _strings(item)

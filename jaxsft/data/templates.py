@@ -19,7 +19,7 @@ from jaxsft.data.tokenizer import Tokenizer
 from jaxsft.errors import UserError
 
 CHATML = """\
-{{- bos_token }}
+{{- '' if bos_token == '<|im_start|>' else bos_token }}
 {%- for message in messages %}
     {{- '<|im_start|>' + message.role + '\\n' }}
     {%- if message.role == 'assistant' %}

@@ -5,10 +5,11 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import tokenizers
 
 from jaxsft.errors import UserError
@@ -98,39 +99,38 @@ class Tokenizer:
         Raises:
           UserError: if the vocabulary has the control string as an ordinary token, so that it cannot be kept apart.
         """
-        starts, pieces, cursor = list(range(len(text) + 1)), [], 0
-        guard = [False] * len(text)
+        if taken := [c for c in self._private.values() if c in text]:
+            raise UserError(f"a text holds the private-use character {taken[0]!a}, which is needed here; remove it.")
+        guard = np.zeros(len(text) + 1, bool)
         for start, stop in guarded:
-            guard[start:stop] = [True] * (stop - start)
-        positions: list[int] = []
-        while match := self._control.search(text, cursor):
+            guard[start:stop] = True
+        pieces, places, done, at = [], [], 0, 0  # `places`: for each character written, where it is in the text
+        while match := self._control.search(text, at):
             start, stop = match.span()
-            if any(guard[start:stop]):
-                pieces.append(text[cursor : start + 1])
-                positions += starts[cursor : start + 1]
-                cursor = start + 1
+            if guard[start:stop].any():
+                at = start + 1
                 continue
-            pieces += [text[cursor:start], self._private[match.group()]]
-            positions += starts[cursor : start + 1]
-            cursor = stop
-        text_private = "".join([*pieces, text[cursor:]])
-        positions += starts[cursor:]
-        encoding = self._guarded.encode(text_private, add_special_tokens=False)
+            pieces += [text[done:start], self._private[match.group()]]
+            places += range(done, start + 1)
+            done = at = stop
+        pieces.append(text[done:])
+        places += range(done, len(text) + 1)
+        encoding = self._guarded.encode("".join(pieces), add_special_tokens=False)
         ids, offsets = [], []
         for i, (start, stop) in zip(encoding.ids, encoding.offsets):
-            if i in self._control_ids and i not in self._original:
+            if i in self._special_ids and i not in self._original:
                 raise UserError(
                     f"the control string {self.hf.convert_ids_to_tokens(i)!r} occurs inside a text, and this tokenizer "
                     "cannot write it as ordinary text; remove it from the data."
                 )
             ids.append(self._original.get(i, i))
-            offsets.append((positions[start], positions[stop]))
+            offsets.append((places[start], places[stop]))
         return Encoding(ids, offsets)
 
     def encode_text(self, text: str) -> list[int]:
         """Ids of a text that holds no control tokens, whatever strings are in it."""
-        if self._control.search(text):
-            return self.encode_guarded(text, [(0, len(text))]).ids
+        if guarded := [match.span() for match in self._special.finditer(text)]:
+            return self.encode_guarded(text, guarded).ids
         return self.encode(text).ids
 
     def control_strings(self, template: str) -> list[str]:
@@ -157,8 +157,8 @@ class Tokenizer:
         return {token.content: chr(PRIVATE + i) for i, (_, token) in enumerate(self._added)}
 
     @functools.cached_property
-    def _control_ids(self) -> set[int]:
-        return {i for i, _ in self._added}
+    def _special_ids(self) -> set[int]:
+        return {i for i, token in self._added if token.special}
 
     @functools.cached_property
     def _original(self) -> dict[int, int]:
@@ -167,8 +167,16 @@ class Tokenizer:
 
     @functools.cached_property
     def _control(self) -> re.Pattern:
-        contents = sorted((token.content for _, token in self._added), key=len, reverse=True)
-        return re.compile("|".join(map(re.escape, contents)) or "(?!)")
+        return any_of([token.content for _, token in self._added])
+
+    @functools.cached_property
+    def _special(self) -> re.Pattern:
+        return any_of([token.content for _, token in self._added if token.special])
+
+
+def any_of(strings: Iterable[str]) -> re.Pattern:
+    """A pattern of the given strings, of which the longest matches."""
+    return re.compile("|".join(map(re.escape, sorted(strings, key=len, reverse=True))) or "(?!)")
 
 
 def _backend(definition: dict) -> tokenizers.Tokenizer:
