@@ -116,8 +116,12 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 def _hash_file(file: epath.Path, folder: Path) -> str:
-    stat = file.stat()
-    key = f"{os.fspath(file) if '://' in str(file) else Path(file).resolve()} {stat.length} {stat.mtime}"
+    if "://" in str(file):
+        stat = file.stat()
+        key = f"{file} {stat.length} {stat.mtime}"
+    else:
+        stat = os.stat(file)
+        key = f"{Path(file).resolve()} {stat.st_size} {stat.st_mtime_ns} {stat.st_ino}"
     note = folder / "hashes" / hashlib.sha256(key.encode()).hexdigest()[:32]
     if note.is_file() and len(known := note.read_text()) == 64:
         return known
@@ -139,8 +143,8 @@ def _write(path: Path, examples: Iterable[tuple[Example, str, str]]) -> None:
     task_type_names: dict[str, int] = {}
     with open(path / "ids", "wb") as ids, open(path / "weights", "wb") as weights:
         for example, source, task_type in examples:
-            example.ids.astype(np.int32).tofile(ids)
-            example.weights.astype(np.float32).tofile(weights)
+            ids.write(example.ids.astype(np.int32).data)
+            weights.write(example.weights.astype(np.float32).data)
             starts.append(starts[-1] + len(example.ids))
             sources.append(source_names.setdefault(source, len(source_names)))
             task_types.append(task_type_names.setdefault(task_type, len(task_type_names)))
@@ -149,7 +153,7 @@ def _write(path: Path, examples: Iterable[tuple[Example, str, str]]) -> None:
             stream.flush()
             os.fsync(stream.fileno())
     for name, values in (("starts", starts), ("sources", sources), ("task_types", task_types), ("is_text", is_text)):
-        np.array(values, ARRAYS[name]).tofile(path / name)
+        (path / name).write_bytes(np.array(values, ARRAYS[name]).data)
     meta = {"source_names": list(source_names), "task_type_names": list(task_type_names)}
     (path / META).write_text(json.dumps(meta))
 

@@ -149,7 +149,7 @@ def read_messages(values: Any, where: str) -> list[Message]:
       UserError: for an unknown role, naming it and the place.
     """
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
-        raise UserError(f"{where} is a {type(values).__name__}; it must be a list of messages.")
+        raise UserError(f"{where} is a {type(values).__name__}; it must be a string or a list of messages.")
     return [_message(value, f"{where}, message {i + 1}") for i, value in enumerate(values)]
 
 

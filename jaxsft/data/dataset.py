@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import tokenizers
 from tqdm import tqdm
 
 from jaxsft.config import DataConfig, SourceConfig
@@ -75,6 +76,8 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, seed: int = 0) -> "Dataset
     Raises:
       UserError: for data that cannot be trained on, saying which record and why.
     """
+    if config.max_length < 2:
+        raise UserError(f"config.data.max_length is {config.max_length}; a token and its target need at least 2.")
     sources = config.sources or [SourceConfig(path=config.path, rows=config.rows, fields=config.fields)]
     opened = [open_source(source) for source in sources]
     caches = [_tokenised(source, s, config, tokenizer) for source, s in zip(sources, opened)]
@@ -145,6 +148,8 @@ class Dataset:
         )
         self.groups = Groups.single(len(self.lengths))
         self._weights = weights
+        if not any(weights):
+            raise UserError("every source of the mixture has weight 0; give one a positive weight.")
         self._bounds = np.cumsum([0] + [len(part.starts) for part in parts])
         self.fingerprint = _digest(
             [cache.fingerprint for cache in caches], weights, config.max_length, config.truncation, seed
@@ -286,11 +291,13 @@ def _tokenised(config: SourceConfig, source: Source, data: DataConfig, tokenizer
     )
     key = {
         "files": hash_files(source.files, folder),
+        "selection": source.selection,
         "name": source.name,
         "rows": [start, stop],
         "fields": config.fields,
         "template": template.source if template else None,
         "tokenizer": tokenizer.fingerprint,
+        "tokenizers": tokenizers.__version__,
         "supervise": data.supervise,
     }
     return cached(data.cache_dir, key, _examples(config, source, range(start, stop), data, template, tokenizer))

@@ -6,6 +6,7 @@ an epoch is filled from the next. Each process assembles its share of the same g
 
 import functools
 import math
+import threading
 from collections.abc import Iterator
 
 import grain
@@ -62,7 +63,7 @@ class Loader:
         self._group_sizes = dataset.groups.sizes()
         self.num_slots = config.max_examples_per_row if config.packing else int(self._group_sizes.max())
         self._plan = functools.lru_cache(maxsize=3)(self._make_plan)
-        self._rows_before = [0]
+        self._rows_before, self._lock = [0], threading.Lock()
         self._share(batch_size)
 
     def rows(self, epoch: int = 0) -> int:
@@ -144,9 +145,10 @@ class Loader:
         """Rows of all epochs before `epoch`."""
         if not self._dataset.epochs_vary:
             return epoch * self.rows(0)
-        while len(self._rows_before) <= epoch:
-            self._rows_before.append(self._rows_before[-1] + self.rows(len(self._rows_before) - 1))
-        return self._rows_before[epoch]
+        with self._lock:
+            while len(self._rows_before) <= epoch:
+                self._rows_before.append(self._rows_before[-1] + self.rows(len(self._rows_before) - 1))
+            return self._rows_before[epoch]
 
     def _row(self, row: int) -> np.ndarray:
         """The groups of a row of the endless stream."""

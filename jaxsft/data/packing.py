@@ -57,6 +57,8 @@ def plan(
     if len(lengths) and not 0 < lengths.min() <= lengths.max() <= max_length:
         raise ValueError(f"lengths of groups must be in 1..{max_length}, but are in {lengths.min()}..{lengths.max()}")
     sizes = np.ones(len(lengths), np.int64) if sizes is None else np.asarray(sizes)
+    if len(sizes) and sizes.max() > max_examples and packing:
+        raise ValueError(f"a group holds {sizes.max()} examples, more than a row's {max_examples} slots")
     random = np.random.default_rng((seed, epoch))
     order = random.permutation(len(lengths)) if shuffle else np.arange(len(lengths))
     if not packing:

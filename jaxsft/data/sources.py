@@ -23,10 +23,12 @@ class Source(Protocol):
     Attributes:
       name: its tag in reports.
       files: the files that its records come from, for fingerprints.
+      selection: which of their records, "" for all.
     """
 
     name: str
     files: list[epath.Path]
+    selection: str
 
     def __len__(self) -> int:
         """How many records there are."""
@@ -77,11 +79,14 @@ class FileSource:
     """The records of files, one file after the other in order of their names."""
 
     def __init__(self, config: SourceConfig):
-        self.files = _expand(config.path)
+        self.files, self.selection = _expand(config.path), ""
         self.name = config.name or (
             self.files[0].stem if len(self.files) == 1 else config.path.rstrip("/").split("/")[-1]
         )
-        self._counts = [_count(file) for file in self.files]
+        try:
+            self._counts = [_count(file) for file in self.files]
+        except OSError as error:
+            raise UserError(f"{config.path} cannot be read: {error}.") from error
         if not sum(self._counts):
             raise UserError(f"{config.path} holds no records; is the file empty?")
 
@@ -106,10 +111,10 @@ class TfdsSource:
         import tensorflow_datasets as tfds
 
         full_name, _, split = config.path.removeprefix(TFDS).partition(":")
-        self.name, self._split = config.name or full_name, split or "train"
+        self.name, self.selection = config.name or full_name, split or "train"
         try:
             builder = tfds.builder(full_name, data_dir=config.data_dir or None, try_gcs=False)
-            self._data = builder.as_data_source(split=self._split)
+            self._data = builder.as_data_source(split=self.selection)
         except (
             tfds.core.DatasetNotFoundError,
             ValueError,
@@ -119,10 +124,10 @@ class TfdsSource:
         ) as error:
             reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"{config.path} cannot be read: {reason} Prepare it in config's data_dir with "
+                f"{config.path} cannot be read: {reason.rstrip('.')}; prepare it in the source's data_dir with "
                 "`tfds build --file_format=array_record`, where TensorFlow is installed."
             ) from error
-        self.files = [epath.Path(path) for path in builder.info.splits[self._split].filepaths]
+        self.files = [epath.Path(path) for path in builder.info.splits[self.selection].filepaths]
 
     def __len__(self) -> int:
         return len(self._data)
@@ -130,7 +135,7 @@ class TfdsSource:
     def records(self, start: int, stop: int) -> Iterator[Record]:
         """See `Source.records`."""
         for i in range(start, stop):
-            yield _plain(self._data[i]), f"{self.name}, split {self._split}, row {i + 1}"
+            yield _plain(self._data[i]), f"{self.name}, split {self.selection}, row {i + 1}"
 
 
 def _plain(value: Any) -> Any:

@@ -5,16 +5,19 @@ import hashlib
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import tokenizers
+from etils import epath
 
 from jaxsft.errors import UserError
 
 PRIVATE = 0xF0000  # plane 15, private use: no normaliser changes it and no vocabulary has it
+
+FILES = ("*token*", "vocab*", "merges*", "chat_template*", "config.json")
 
 
 class Encoding(NamedTuple):
@@ -24,8 +27,8 @@ class Encoding(NamedTuple):
     offsets: list[tuple[int, int]]
 
 
-def load_tokenizer(path: str) -> "Tokenizer":
-    """Loads the tokenizer of a Hugging Face folder (or hub name); needs no torch.
+def load_tokenizer(path: str | os.PathLike) -> "Tokenizer":
+    """Loads the tokenizer of a Hugging Face folder, local or `gs://`, or of a hub name; needs no torch.
 
     Raises:
       UserError: if there is none, or it does not tell the characters of its tokens.
@@ -33,12 +36,20 @@ def load_tokenizer(path: str) -> "Tokenizer":
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")  # at import it warns that torch is absent
     from transformers import AutoTokenizer
 
-    if not path:
+    if not str(path):
         raise UserError("no tokenizer was named; set config.model.path to a folder that holds one.")
-    if Path(path).is_dir() and not any(Path(path).glob("*token*")) and not any(Path(path).glob("vocab*")):
+    folder = epath.Path(path)
+    files = [file for file in folder.iterdir() if any(file.match(p) for p in FILES)] if folder.is_dir() else []
+    if folder.is_dir() and not any(file.match(p) for file in files for p in ("*token*", "vocab*")):
         raise UserError(f"{path} holds no tokenizer (tokenizer.json, tokenizer.model or vocab.json); copy one into it.")
     try:
-        loaded = AutoTokenizer.from_pretrained(path)
+        if "://" in str(path):
+            with tempfile.TemporaryDirectory() as local:
+                for file in files:
+                    file.copy(epath.Path(local) / file.name)
+                loaded = AutoTokenizer.from_pretrained(local)
+        else:
+            loaded = AutoTokenizer.from_pretrained(str(path))
     except (OSError, ValueError, ImportError, json.JSONDecodeError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"the tokenizer of {path} could not be loaded: {reason}") from error
