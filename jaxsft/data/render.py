@@ -241,7 +241,7 @@ class _Spans:
 
     def _begin(self, i: int, previous: int) -> int | None:
         """Behind the generation prompt: what the model is given before it writes."""
-        opened, closed = self.places.get(_open(i)), self.places.get(_close(i))
+        opened, closed = self._opened(i), self.places.get(_close(i))
         history, prompt = self._prefix(i, False), self._prefix(i, True)
         if history is None or prompt is None:
             return opened
@@ -277,6 +277,15 @@ class _Spans:
         if i == len(self.messages) - 1 and not tail:
             raise UserError(_no_end(self.template))
         return closed + len(tail) if self.text.startswith(tail, closed) else closed
+
+    def _opened(self, i: int) -> int | None:
+        """Where the content begins, its leading blanks included unless the template trims them."""
+        place = self.places.get(_open(i))
+        if place is None:
+            return None
+        content = self.messages[i]["content"]
+        lead = content[: len(content) - len(content.lstrip())]
+        return place - len(lead) if self.text.endswith(lead, 0, place) else place
 
     def _prefix(self, i: int, add_generation_prompt: bool) -> str | None:
         """The rendering of the first `i` messages; None where the template refuses so short a conversation."""
