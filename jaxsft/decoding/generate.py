@@ -1,8 +1,8 @@
 """Continues prompts token by token, with a KV cache.
 
-Prompts of one length bucket and of any number share a compiled prefill and a compiled decoding loop, which ends as soon
-as every prompt has met a stop token. A prompt's continuation does not depend on what it is batched with: padding is never
-attended to, and its random numbers come from its own key.
+Prompts of one length bucket share a compiled prefill and a compiled decoding loop, which ends as soon as every prompt
+has met a stop token. A prompt's continuation does not depend on what it is batched with: padding is never attended to,
+and its random numbers come from its own key.
 """
 
 import dataclasses

@@ -1,0 +1,1 @@
+"""What a model can do, what it forgot, how far it moved."""

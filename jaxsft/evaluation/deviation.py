@@ -2,11 +2,120 @@
 
 With p the model, q the reference, y_{i,t} the supervised tokens of example i and w_{i,t} their weights, in nats:
 
-    deviation           = mean over i of [ sum_t w (log p(y) - log q(y)) / sum_t w ]   Xie et al. 2024 (arXiv:2408.10642)
+    deviation           = mean over i of [ sum_t w (log p(y) - log q(y)) / sum_t w ]   (Xie et al., arXiv:2408.10642)
     log_ratio_per_token = sum_{i,t} w (log p(y) - log q(y)) / sum_{i,t} w
     kl_per_token        = sum_{i,t} w KL(q(. | context) || p(. | context)) / sum_{i,t} w
 
-The deviation is a mean over examples of their own means, and not a divergence: it can be near zero or negative while the
-model moves elsewhere. KL(q || p) sees the whole distribution, is never negative, and is zero only where nothing moved.
+The deviation is a mean over examples of their own means, and not a divergence: it can be near zero or negative while
+the model moves elsewhere. KL(q || p) sees the whole distribution, is never negative, and zero only where nothing moved.
 """
 
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxsft.config import EvaluateConfig
+from jaxsft.data.batch import Batch
+from jaxsft.errors import UserError
+from jaxsft.evaluation.perplexity import by_source
+from jaxsft.evaluation.rows import batches, read_examples
+from jaxsft.evaluation.scoring import Sums, example_sums, global_chunk, hidden_states, replicate, sum_by_example
+from jaxsft.objectives.cross_entropy import token_kl, token_log_probs
+
+Model = tuple[Any, Any]  # parameters, and the adapter tree of `Decoder.forward` or None
+Deviation = Callable[[Model, Model, Batch], Sums]
+
+
+def make_deviation(decoder: Any, reference_decoder: Any, chunk_size: int = 1024) -> Deviation:
+    """A compiled function that compares two models on a batch, example by example.
+
+    Args:
+      decoder: a `jaxsft.models.decoder.Decoder`.
+      reference_decoder: likewise, with the same vocabulary; where it is the base under an adapter, pass `decoder` and
+        the same parameters: the adapter switched off costs no second copy.
+      chunk_size: tokens per device whose logits exist at once.
+
+    Returns:
+      `fn((params, adapters), (reference_params, reference_adapters), batch)` -> arrays [B, E], the same on every
+      device: `log_ratio_sum` and `kl_sum` float32, weighted sums over tokens; `weight_sum` float32; `tokens` int32,
+      targets whose weight is not 0; `example_index` int32, -1 in empty slots.
+    """
+
+    @jax.jit
+    def deviation(model: Model, reference: Model, batch: Batch) -> Sums:
+        heads = [(d.head, d.head_params(*m), hidden_states(d, *m, batch)) for d, m in
+                 ((decoder, model), (reference_decoder, reference))]  # fmt: skip
+        options = {"mask": batch.weights != 0, "chunk_size": global_chunk(chunk_size)}
+        log_p, log_q = (token_log_probs(*head, batch.targets, **options)["log_prob"] for head in heads)
+        per_token = {
+            "log_ratio_sum": batch.weights * (log_p - log_q),
+            "kl_sum": batch.weights * token_kl(*heads[1], *heads[0], **options),
+            "weight_sum": batch.weights,
+            "tokens": (batch.weights != 0).astype(jnp.int32),
+        }
+        sums = {name: sum_by_example(values, batch) for name, values in per_token.items()}
+        return replicate(sums | {"example_index": batch.extras["example_index"]})
+
+    return deviation
+
+
+def summarize(sums: dict[str, np.ndarray]) -> dict[str, float]:
+    """The three figures of the module's docstring, `tokens` and `examples`; nan where nothing is supervised.
+
+    Args:
+      sums: what `jaxsft.evaluation.scoring.example_sums` collected with `make_deviation`.
+    """
+    scored = sums["weight_sum"] != 0 if sums else np.zeros(0, bool)
+    examples = int(scored.sum())
+    if not examples:
+        return {name: math.nan for name in ("deviation", "log_ratio_per_token", "kl_per_token")} | {
+            "tokens": 0,
+            "examples": 0,
+        }
+    log_ratio, kl, weight = (sums[name][scored] for name in ("log_ratio_sum", "kl_sum", "weight_sum"))
+    return {
+        "deviation": math.fsum(log_ratio / weight) / examples,
+        "log_ratio_per_token": math.fsum(log_ratio) / math.fsum(weight),
+        "kl_per_token": math.fsum(kl) / math.fsum(weight),
+        "tokens": int(sums["tokens"].sum()),
+        "examples": examples,
+    }
+
+
+def measure(model: Any, config: EvaluateConfig, mesh: Mesh, reference: Any | None) -> dict[str, Any]:
+    """How far `model` moved on the data that `config` names.
+
+    Args:
+      model: a `jaxsft.training.restore.OpenModel`.
+      config: the task.
+      mesh: the models'.
+      reference: likewise, with the same tokenizer; None is the base under the model's adapter, which is then needed.
+
+    Returns:
+      What `summarize` says, and `by_source` where there are several.
+
+    Raises:
+      UserError: if there is no reference, or its vocabulary is another.
+    """
+    if reference is None:
+        if model.adapters is None:
+            raise UserError(
+                "the model has no adapter to switch off; set config.reference to the model it was made from."
+            )
+        reference_decoder, reference_model = model.decoder, (model.params, None)
+    else:
+        if model.tokenizer.fingerprint != reference.tokenizer.fingerprint:
+            raise UserError("model and config.reference have different tokenizers, so their tokens cannot be compared.")
+        reference_decoder, reference_model = reference.decoder, (reference.params, reference.adapters)
+    dataset = read_examples(config.data, model.tokenizer, model.decoder.arch.max_positions)
+    print(dataset.report)
+    fn = make_deviation(model.decoder, reference_decoder)
+    score = functools.partial(fn, (model.params, model.adapters), reference_model)
+    sums = example_sums(score, batches(dataset, config.data, config.batch_size, mesh), mesh)
+    return summarize(sums) | by_source(sums, dataset, summarize)

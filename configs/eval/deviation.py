@@ -1,0 +1,21 @@
+"""How far a model moved from the one it was made from, on given data.
+
+    python scripts/evaluate.py --config=configs/eval/deviation.py --model=DIR --config.reference=BASE \\
+        --config.data.path=FILE --output=OUT.json
+
+Without a reference, a run with adapters is compared with its own base.
+"""
+
+from jaxsft.config import DataConfig, EvaluateConfig
+
+
+def get_config() -> EvaluateConfig:
+    return EvaluateConfig(
+        task="deviation",
+        reference="",
+        data=DataConfig(
+            template="auto",  # a run's own, else the tokenizer's
+            max_length=1_000_000,  # the model's context, where that is shorter
+        ),
+        batch_size=16,
+    )

@@ -1,0 +1,124 @@
+"""Prompts as token ids, and what ends an answer to them."""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from etils import epath
+
+from jaxsft.config import SourceConfig
+from jaxsft.data.conversation import Conversation, Message, read_messages
+from jaxsft.data.render import Renderer
+from jaxsft.data.sources import open_source
+from jaxsft.data.templates import Template, load_template
+from jaxsft.data.tokenizer import Tokenizer
+from jaxsft.errors import UserError
+
+Prompt = str | list[Message]
+
+
+@dataclasses.dataclass
+class Prompter:
+    """Turns prompts into ids and ids into answers, in one way for all prompts of a model.
+
+    Attributes:
+      tokenizer: the model's.
+      template: the chat template, or None for plain continuation.
+      stop_ids: tokens that end an answer.
+      stop_text: text that ends an answer where the end-of-turn mark is no single token, or "".
+    """
+
+    tokenizer: Tokenizer
+    template: Template | None
+    stop_ids: tuple[int, ...]
+    stop_text: str
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """The ids that the model continues.
+
+        With a chat template they are those that training puts before an assistant's turn. Without one, a string stands
+        as it is, control strings being control tokens, behind BOS if the tokenizer defines one.
+
+        Raises:
+          UserError: for messages without a template, or that end with the assistant's.
+        """
+        if self.template is not None:
+            return _before_answer(Renderer(self.template, self.tokenizer), self.tokenizer, prompt)
+        if not isinstance(prompt, str):
+            raise UserError("a prompt of several messages needs a chat template; set --template.")
+        ids, bos = self.tokenizer.encode(prompt).ids, self.tokenizer.bos_id
+        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+    def decode(self, prompt: Sequence[int], new: Sequence[int]) -> str:
+        """The answer's text: what the new tokens add to the prompt's text, up to the stop."""
+        new = new[:-1] if new and new[-1] in self.stop_ids else new
+        before, whole = (self.tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, [*prompt, *new]))
+        text = whole.removeprefix(before)
+        return text.partition(self.stop_text)[0] if self.stop_text else text
+
+
+def make_prompter(tokenizer: Tokenizer, template: str, folder: epath.PathLike, raw: bool = False) -> Prompter:
+    """How a model is prompted.
+
+    Args:
+      tokenizer: the model's.
+      template: as `DataConfig.template`; with "auto" a tokenizer without chat template means plain continuation.
+      folder: the model's, whose `generation_config.json`, if there is one, names tokens that end an answer.
+      raw: plain continuation whatever the template.
+    """
+    stop_ids = {tokenizer.eos_id, *_eos_of(epath.Path(folder) / "generation_config.json")} - {None}
+    if raw or (template == "auto" and tokenizer.chat_template is None):
+        return Prompter(tokenizer, None, tuple(sorted(stop_ids)), "")
+    chat = load_template(template, tokenizer)
+    layout = Renderer(chat, tokenizer).layout(
+        Conversation([Message("user", "?"), Message("assistant", "!")]), "a probe"
+    )
+    _, stop, _ = layout.spans[-1]
+    mark = layout.text[layout.text.rindex("!", 0, stop) + 1 : stop].strip()
+    ids = tokenizer.encode(mark).ids
+    if len(ids) == 1:
+        return Prompter(tokenizer, chat, tuple(sorted({*stop_ids, *ids})), "")
+    return Prompter(tokenizer, chat, tuple(sorted(stop_ids)), mark)
+
+
+def read_prompts(path: str) -> list[Prompt]:
+    """The prompts of a JSON, JSON Lines or Parquet file: a string, or a list of messages, in `prompt` or `messages`.
+
+    Raises:
+      UserError: for a record with neither, naming it.
+    """
+    source = open_source(SourceConfig(path=path))
+    prompts = []
+    for record, where in source.records(0, len(source)):
+        value = next((record[name] for name in ("prompt", "messages") if name in record), None)
+        if value is None:
+            raise UserError(f"{where}: the record has neither `prompt` nor `messages`.")
+        prompts.append(value if isinstance(value, str) else read_messages(value, where))
+    return prompts
+
+
+def as_json(prompt: Prompt) -> Any:
+    """The prompt as it stood in a file."""
+    return prompt if isinstance(prompt, str) else [message.for_template() for message in prompt]
+
+
+def _before_answer(renderer: Renderer, tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+    """Renders a conversation with some answer, and keeps what stands before it."""
+    messages = [Message("user", prompt)] if isinstance(prompt, str) else prompt
+    if not messages or messages[-1].role == "assistant":
+        raise UserError("a prompt must end with another's message than the assistant's, who is to answer it.")
+    layout = renderer.layout(Conversation([*messages, Message("assistant", "!")]), "the prompt")
+    begin = layout.spans[-1][0]
+    guarded = [(start, stop) for start, stop in layout.guarded if stop <= begin]
+    return tokenizer.encode_guarded(layout.text[:begin], guarded).ids
+
+
+def _eos_of(file: epath.Path) -> list[int]:
+    if not file.exists():
+        return []
+    try:
+        ids = json.loads(file.read_text()).get("eos_token_id")
+    except json.JSONDecodeError as error:
+        raise UserError(f"{file} is no JSON ({error}); copy it again.") from error
+    return ids if isinstance(ids, list) else [ids]
