@@ -1,8 +1,8 @@
 """What distinguishes one decoder from another, as data; read from and written to Hugging Face's `config.json`.
 
 A family is an entry of `FAMILIES`; nothing else in the package asks for a model's name. Two dialects of `config.json`
-are in use: `rope_theta`, `rope_scaling`, `torch_dtype` (transformers 4) and `rope_parameters`, `dtype` (transformers 5).
-Both are read, and both are written at once.
+are in use: `rope_theta`, `rope_scaling`, `torch_dtype` (transformers 4) and `rope_parameters`, `dtype` (transformers
+5). Both are read, and both are written at once.
 """
 
 import dataclasses

@@ -1,7 +1,8 @@
 """Hugging Face checkpoints in and out: `config.json` and safetensors, never anything that can run code.
 
 Loading allocates the stacked arrays in their target sharding and writes every tensor of the files into its row, in
-pieces, by donated updates. Each process reads only what its devices hold, and memory above the final one is a piece or two.
+pieces, by donated updates. Each process reads only what its devices hold, and memory above the final
+one is a piece or two.
 """
 
 import functools
@@ -114,12 +115,13 @@ def load_params(path: epath.PathLike, decoder: Decoder, mesh: Mesh | None = None
         jax.make_mesh((1, 1, 1), AXES, (AxisType.Auto,) * 3, devices=jax.local_devices()[:1]) if mesh is None else mesh
     )
     shardings = tree_shardings(decoder.logical_axes(), shapes, place)
-    allocate = lambda s, sharding: jax.jit(lambda: jnp.zeros(s.shape, s.dtype), out_shardings=sharding)()  # noqa: E731
-    arrays = {path: allocate(s, sharding) for (path, s), (_, sharding) in zip(_leaves(shapes), _leaves(shardings))}
+    zeros = jax.jit(lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), out_shardings=shardings)()
+    arrays = dict(layout.leaves(zeros))
+    del zeros  # or its arrays could not be donated
     for tensor in wanted:
         target, row = layout.locate(decoder.arch, tensor.logical)
         arrays[target] = _fill(arrays[target], row, tensor, files[tensor.name])
-    params = jax.tree_util.tree_map_with_path(lambda path, _: arrays[layout.strings(path)], shapes)
+    params = layout.map_leaves(lambda path, _: arrays[path], shapes)
     return jax.device_put(params, SingleDeviceSharding(place.devices.item())) if mesh is None else params
 
 
@@ -256,10 +258,6 @@ def _equal(one: tuple[TensorFile, str], other: tuple[TensorFile, str] | None) ->
     rows = one[0].entries[one[1]].shape[0]
     parts = [(slice(start, start + 4096),) for start in range(0, rows, 4096)]
     return all(np.array_equal(one[0].read(one[1], part), other[0].read(other[1], part)) for part in parts)
-
-
-def _leaves(tree: Any) -> list[tuple[layout.Path, Any]]:
-    return list(layout.leaves(tree))
 
 
 def _fill(array: jax.Array, row: int | None, tensor: weights.Tensor, source: tuple[TensorFile, str]) -> jax.Array:

@@ -56,7 +56,7 @@ class Decoder:
             self._graphs[kind], self._block_state = nnx.split(nnx.eval_shape(lambda kind=kind: self._block(kind)))
 
     def init(self, key: jax.Array) -> Params:
-        """New float32 parameters: normal matrices of deviation `arch.init_std`, no biases, norms that only normalise."""
+        """New float32 parameters: matrices normal with deviation `arch.init_std`, biases 0, norms neutral."""
         arch = self.arch
         keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(("embed", "head", "layers"))}
         normal = lambda name, shape: arch.init_std * jax.random.normal(keys[name], shape)  # noqa: E731

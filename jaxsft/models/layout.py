@@ -92,8 +92,8 @@ def stack(arch: Architecture, arrays: Mapping[str, Any]) -> dict[str, Any]:
 def matches(patterns: Iterable[str], logical: str) -> bool:
     """Whether any pattern names the path or a module that it lies in.
 
-    Patterns are those of `fnmatch`, over whole logical paths: `*` crosses dots. `layers.*.attn.*_proj` names the maps of
-    all layers and with them their kernels, biases and adapters; `norm` is the final norm alone, `*norm*` all norms.
+    Patterns are those of `fnmatch`, over whole logical paths: `*` crosses dots. `layers.*.attn.*_proj` names the maps
+    of all layers and with them their kernels, biases and adapters; `norm` is the final norm alone, `*norm*` all.
     """
     parts = logical.split(".")
     prefixes = [".".join(parts[: i + 1]) for i in range(len(parts))]

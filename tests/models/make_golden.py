@@ -1,8 +1,8 @@
 """Records what `transformers` computes for a tiny random model of every family, in `golden/<case>/`.
 
-Run by hand, with torch and transformers 5 installed: `python tests/models/make_golden.py`. Each folder holds a checkpoint
-as `save_pretrained` writes it (float16, to be small) and `golden.npz` with `tokens` int32 [B, T] and `logits` float32
-[B, T, V], computed in float32 from those very weights.
+Run by hand, with torch and transformers 5 installed: `python tests/models/make_golden.py`. Each folder holds a
+checkpoint as `save_pretrained` writes it (float16, to be small) and `golden.npz` with `tokens` int32 [B, T] and `logits`
+float32 [B, T, V], computed in float32 from those very weights.
 """
 
 from pathlib import Path
@@ -31,7 +31,7 @@ LLAMA3 = {
 LINEAR = {"rope_type": "linear", "rope_theta": 100.0, "factor": 4.0}
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
 
-# name -> (class of the config, its fields); every family's own options are on, and depths are no multiple of its pattern
+# name -> (class of the config, its fields); each family's own options are on, and depths are no multiple of patterns
 CASES = {
     "llama": ("LlamaConfig", {"num_hidden_layers": 3}),
     "llama_linear": ("LlamaConfig", {"num_hidden_layers": 2, "head_dim": 12, "rope_parameters": LINEAR}),

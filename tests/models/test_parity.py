@@ -1,5 +1,6 @@
 """Logits against recorded ones of `transformers`, for every family; live ones where torch is importable."""
 
+import functools
 import json
 import shutil
 from pathlib import Path
@@ -8,15 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.models.make_golden import CASES, GOLDEN, build, logits, tokens
 
 from jaxsft.models.architecture import Architecture
 from jaxsft.models.checkpoint import load_architecture, load_params, save_hf
 from jaxsft.models.decoder import Decoder
+from tests.models.make_golden import CASES, GOLDEN, build, logits, tokens
 
 PROMPT = 11  # shorter than the rows, longer than the sliding window
 
 
+@functools.cache
 def load(folder: Path) -> tuple[Decoder, dict]:
     decoder = Decoder(load_architecture(folder))
     return decoder, load_params(folder, decoder)
