@@ -10,6 +10,7 @@ import optax
 
 from jaxsft.config import OptimizerConfig
 from jaxsft.models import layout
+from jaxsft.models.architecture import Architecture
 
 Tree = Any
 
@@ -29,13 +30,13 @@ class Optimizer:
     ema: float = 0.0
 
 
-def make_optimizer(config: OptimizerConfig, steps: int, layers: layout.Layout, params: Tree) -> Optimizer:
+def make_optimizer(config: OptimizerConfig, steps: int, arch: Architecture, params: Tree) -> Optimizer:
     """The optimizer of a run of `steps` steps.
 
     Args:
       config: see `OptimizerConfig`.
       steps: length of the run, for the schedule.
-      layers: resolves `no_decay` patterns.
+      arch: the model, for `no_decay` patterns.
       params: trained parameters, or their shapes.
     """
     kernel = per_layer if config.name in LAYERWISE else lambda tx, _: tx
@@ -43,7 +44,7 @@ def make_optimizer(config: OptimizerConfig, steps: int, layers: layout.Layout, p
     if config.max_grad_norm:
         parts.insert(0, optax.clip_by_global_norm(config.max_grad_norm))
     if config.weight_decay:
-        parts.append(_weight_decay(config, layers, params))
+        parts.append(_weight_decay(config, arch, params))
     return Optimizer(optax.chain(*parts), make_schedule(config, steps), config.ema)
 
 
@@ -96,11 +97,11 @@ def per_layer(tx: optax.GradientTransformation, params: Tree) -> optax.GradientT
     return optax.partition({name: tx if name == "whole" else stacked for name in names}, labels)
 
 
-def _weight_decay(config: OptimizerConfig, layers: layout.Layout, params: Tree) -> optax.GradientTransformation:
+def _weight_decay(config: OptimizerConfig, arch: Architecture, params: Tree) -> optax.GradientTransformation:
     """Adds decay * p to the direction of every parameter that `no_decay` does not name."""
 
     def mask(path: tuple[str, ...], leaf: Any) -> jax.Array:
-        skipped = layers.matching_rows(path, config.no_decay)
+        skipped = layout.rows(arch, path, config.no_decay)
         return jnp.asarray(~skipped, jnp.float32).reshape(-1, *[1] * (leaf.ndim - 1)) if path[0] == "stacks" else ~skipped[0]
 
     masks = layout.map_leaves(mask, params)

@@ -15,12 +15,11 @@ from jax.sharding import Mesh, NamedSharding
 from jaxsft.adapters.full import Full
 from jaxsft.adapters.lora import LoRA
 from jaxsft.adapters.method import Method, Parts
-from jaxsft.config import TrainConfig
+from jaxsft.config import ModelConfig, TrainConfig
 from jaxsft.data.batch import Batch
 from jaxsft.errors import UserError
 from jaxsft.models.architecture import Architecture
 from jaxsft.models.decoder import Decoder
-from jaxsft.models.layout import Layout
 from jaxsft.objectives.objective import make_objective
 from jaxsft.sharding import batch_sharding, data_shards, replicated, tree_shardings
 from jaxsft.training.checkpoint import abstract_like
@@ -88,17 +87,14 @@ def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, examp
       UserError: if rows, micro-batches or weights do not divide by the mesh.
     """
     _check_rows(config, mesh)
-    dtype, param_dtype = dtypes(config, mesh)
+    dtype, _ = dtypes(config.model, mesh)
     decoder = Decoder(arch, dtype=dtype, remat=config.model.remat, attention=config.model.attention)
-    method = make_method(config, Layout(arch))
-    abstract_base = decoder.abstract_params(param_dtype)
+    method = make_method(config, arch)
+    abstract_base = decoder.abstract_params(base_dtype(config, mesh))
     parts = jax.eval_shape(lambda base: method.split(base, jax.random.key(config.seed)), abstract_base)
     axes: Parts = method.axes(decoder.logical_axes())
-    optimizer = make_optimizer(config.optimizer, steps, Layout(arch), parts.params)
-    objective = make_objective(
-        dataclasses.replace(config.objective, chunk_size=config.objective.chunk_size * data_shards(mesh))
-    )
-    step = make_step(decoder, method, objective, optimizer, config.accumulate, axes.params)
+    optimizer = make_optimizer(config.optimizer, steps, arch, parts.params)
+    step = make_step(decoder, method, make_objective(config.objective), optimizer, config.accumulate, axes.params)
 
     shapes, frozen = jax.eval_shape(lambda base: _initial(config, method, optimizer, base), abstract_base)
     state_shardings = _state_shardings(shapes, axes, mesh)
@@ -115,21 +111,25 @@ def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, examp
     return Program(config, mesh, decoder, method, optimizer, state, frozen, batch, jitted)
 
 
-def make_method(config: TrainConfig, layers: Layout) -> Method:
+def make_method(config: TrainConfig, arch: Architecture) -> Method:
     """The tuning method that the config names."""
     if config.adapter.kind == "lora":
         if config.optimizer.freeze:
             raise UserError("config.optimizer.freeze has no effect under an adapter; leave it empty and narrow the targets.")
-        return LoRA(config.adapter.lora, layers)
-    return Full(layers, config.optimizer.freeze)
+        return LoRA(config.adapter.lora, arch)
+    return Full(arch, config.optimizer.freeze)
 
 
-def dtypes(config: TrainConfig, mesh: Mesh) -> tuple[Any, Any]:
-    """Compute dtype, and dtype in which the base is loaded (float32 if all of it is trained)."""
+def dtypes(config: ModelConfig, mesh: Mesh) -> tuple[Any, Any]:
+    """Compute dtype, and dtype of frozen parameters."""
     auto = jnp.float32 if mesh.devices.flat[0].platform == "cpu" else jnp.bfloat16
-    pick = lambda name: auto if name == "auto" else jnp.dtype(name)  # noqa: E731
-    param_dtype = jnp.float32 if config.adapter.kind == "none" else pick(config.model.param_dtype)
-    return jnp.dtype(pick(config.model.dtype)), jnp.dtype(param_dtype)
+    pick = lambda name: jnp.dtype(auto if name == "auto" else name)  # noqa: E731
+    return pick(config.dtype), pick(config.param_dtype)
+
+
+def base_dtype(config: TrainConfig, mesh: Mesh) -> Any:
+    """The dtype in which a run loads its base: float32 where all of it is trained."""
+    return jnp.dtype(jnp.float32) if config.adapter.kind == "none" else dtypes(config.model, mesh)[1]
 
 
 def abstract_batch(rows: int, length: int, slots: int) -> Batch:

@@ -15,7 +15,7 @@ from jaxsft.adapters.method import Method, Parts
 from jaxsft.adapters.projection import Context
 from jaxsft.data.batch import Batch
 from jaxsft.models.decoder import Decoder
-from jaxsft.objectives.objective import Objective, Output
+from jaxsft.objectives.objective import ModelOutput, Objective
 from jaxsft.objectives.terms import total
 from jaxsft.sharding import constrain
 from jaxsft.training.optimizer import Optimizer
@@ -107,8 +107,7 @@ def make_step(
             aux["ema"] = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, aux["ema"], params)
         metrics = {
             "loss": value,
-            **objective.metrics(sums),
-            **{name: share for name, share in sums.items() if name.startswith("loss/")},
+            **_means(sums),
             "grad_norm": optax.tree.norm(grads),
             "update_norm": optax.tree.norm(updates),
             "learning_rate": learning_rate,
@@ -126,10 +125,9 @@ class BoundModel:
     def __init__(self, decoder: Decoder, method: Method, parts: Parts, probes: Tree, key: jax.Array | None, train: bool = True):
         self._decoder, self._key, self._train = decoder, key, train
         self._params, self._adapters = method.compose(parts, probes)
-        self._frozen_head = method.frozen_head
         self.reports: list[Tree] = []
 
-    def __call__(self, batch: Batch, *, adapter: bool = True, embed_noise: jax.Array | None = None) -> Output:
+    def __call__(self, batch: Batch, *, adapter: bool = True, embed_noise: jax.Array | None = None) -> ModelOutput:
         """A forward pass; `adapter=False` is the reference model under the adapter, at no extra memory."""
         adapters = self._adapters if adapter else None
         ctx = Context(self._key, batch.example_ids, batch.segment_ids > 0, batch.extras, self._train and adapter)
@@ -139,9 +137,14 @@ class BoundModel:
         if adapter and adapters is not None:
             self.reports.append(out.aux)
         head_params = self._decoder.head_params(self._params, adapters)
-        return Output(out.hidden, self._decoder.head, head_params, self._frozen_head, out.aux)
+        return ModelOutput(out.hidden, self._decoder.head, head_params, out.aux)
 
 
 def _interleave(x: jax.Array, k: int) -> jax.Array:
     """[B, ...] -> [k, B / k, ...]: micro-batch j takes rows j, j + k, ..., so each device keeps the rows it holds."""
     return jnp.moveaxis(x.reshape(x.shape[0] // k, k, *x.shape[1:]), 1, 0)
+
+
+def _means(sums):
+    w=sums.pop("weight_sum"); n=sums.pop("supervised_tokens")
+    return {"nll": sums.pop("nll_sum")/w, "mean_token_accuracy": sums.pop("hits")/n, "supervised_tokens": n, **sums}

@@ -33,8 +33,8 @@ def flops_per_token(arch: Architecture, row_length: float, trained_share: float)
       trained_share: f, the share of N that is trained (1 in full fine-tuning, ~0 with adapters).
     """
     a = arch
-    attention = a.hidden_size * a.head_dim * (2 * a.num_heads + 2 * a.num_kv_heads)
-    weights = a.num_layers * (attention + 3 * a.hidden_size * a.intermediate_size) + a.vocab_size * a.hidden_size
+    attention = a.embed_dim * a.head_dim * (2 * a.num_heads + 2 * a.num_kv_heads)
+    weights = a.num_layers * (attention + 3 * a.embed_dim * a.mlp_dim) + a.vocab_size * a.embed_dim
     return (4 + 2 * trained_share) * weights + 6 * a.num_layers * a.num_heads * a.head_dim * row_length
 
 

@@ -30,7 +30,7 @@ from jaxsft.evaluation.perplexity import evaluate, make_nll
 from jaxsft.models.checkpoint import fingerprint, load_architecture, load_params, resolve
 from jaxsft.sharding import batch_sharding, data_shards, make_mesh
 from jaxsft.training.checkpoint import BEST, Checkpoints
-from jaxsft.training.program import Program, build, parameter_count
+from jaxsft.training.program import Program, base_dtype, build, parameter_count
 from jaxsft.training.state import TrainState
 from jaxsft.training.throughput import flops_per_token, memory_gib, peak_flops
 from jaxsft.training.workdir import Metrics, Workdir
@@ -129,8 +129,9 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
 def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any, dict[str, Any]]:
     """A fresh state, or the last whole checkpoint's."""
     program = run.program
-    _, param_dtype = _dtypes(run)
-    load = lambda: load_params(run.base_path, program.decoder, program.mesh, param_dtype)  # noqa: E731
+    load = lambda: load_params(  # noqa: E731
+        run.base_path, program.decoder, program.mesh, base_dtype(run.config, program.mesh)
+    )
     if checkpoints.latest is None:
         state, frozen = program.initial(load())
         return state, frozen, {"num_tokens": 0}
@@ -138,12 +139,6 @@ def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any, dict[st
     frozen = program.frozen_only(load()) if jax.tree.leaves(program.frozen) else program.frozen
     state, counters = checkpoints.restore(checkpoints.latest, program.state)
     return state, frozen, counters
-
-
-def _dtypes(run: Run) -> tuple[Any, Any]:
-    from jaxsft.training.program import dtypes
-
-    return dtypes(run.config, run.program.mesh)
 
 
 class Loop:

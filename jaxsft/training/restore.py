@@ -1,0 +1,104 @@
+"""`--model=...` of every script: a Hugging Face folder, a hub name, or a run's workdir, opened the same way."""
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+from etils import epath
+from jax.sharding import Mesh
+
+from jaxsft.adapters.method import Method, Parts
+from jaxsft.config import ModelConfig, TrainConfig, from_dict
+from jaxsft.data.tokenizer import Tokenizer, load_tokenizer
+from jaxsft.errors import UserError
+from jaxsft.models.checkpoint import load_architecture, load_params, resolve
+from jaxsft.models.decoder import Decoder
+from jaxsft.training.checkpoint import Checkpoints
+from jaxsft.training.program import abstract_batch, base_dtype, build, dtypes
+
+Tree = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class OpenModel:
+    """A model ready to be called.
+
+    Attributes:
+      decoder: its forward pass.
+      params: the base's parameters (of a fully fine-tuned run: the trained ones).
+      adapters: nodes for `Decoder.forward`, or None.
+      method: how a run trained it; None for a plain model folder.
+      parts: the run's arrays, for `method.merge`; None for a plain model folder.
+      tokenizer: its tokenizer.
+      template: the chat template it was trained with, as `DataConfig.template`; "auto" for a plain model folder.
+      source: the Hugging Face folder from which config, tokenizer and names come.
+    """
+
+    decoder: Decoder
+    params: Tree
+    adapters: Tree | None
+    method: Method | None
+    parts: Parts | None
+    tokenizer: Tokenizer
+    template: str
+    source: epath.Path
+
+    @property
+    def adapter_params(self) -> Tree | None:
+        """The trained arrays of an adapter, None without one."""
+        return None if self.adapters is None or self.parts is None else self.parts.params
+
+    def merged(self) -> Tree:
+        """Parameters of a plain model that computes the same."""
+        return self.params if self.method is None or self.parts is None else self.method.merge(self.parts)
+
+
+def open_model(path: str, config: ModelConfig, mesh: Mesh) -> OpenModel:
+    """Loads a model into the mesh.
+
+    Args:
+      path: a Hugging Face folder, a hub name or a workdir, whose last checkpoint is taken.
+      config: dtypes and attention; its own `path` is not read. `param_dtype` "auto" keeps a workdir's.
+      mesh: where the parameters go.
+
+    Raises:
+      UserError: if there is no such model, or the run has no checkpoint yet.
+    """
+    folder = epath.Path(path)
+    record = _record(folder)
+    if record is not None:
+        return _open_run(folder, record, config, mesh)
+    source = resolve(path)
+    dtype, param_dtype = dtypes(config, mesh)
+    decoder = Decoder(load_architecture(source), dtype=dtype, remat="none", attention=config.attention)
+    params = load_params(source, decoder, mesh, param_dtype)
+    return OpenModel(decoder, params, None, None, None, load_tokenizer(str(source)), "auto", source)
+
+
+def _record(folder: epath.Path) -> dict[str, Any] | None:
+    """A workdir's config.json, None for anything else."""
+    file = folder / "config.json"
+    if not file.exists():
+        return None
+    record = json.loads(file.read_text())
+    return record if "kind" in record else None
+
+
+def _open_run(folder: epath.Path, record: dict[str, Any], config: ModelConfig, mesh: Mesh) -> OpenModel:
+    run = from_dict(TrainConfig, record["config"], f"{folder / 'config.json'}: config")
+    checkpoints = Checkpoints(folder / "checkpoints", run.checkpoint, read_only=True)
+    if checkpoints.latest is None:
+        raise UserError(f"workdir {folder} has no checkpoint yet; wait for the first, or name a model folder.")
+    source = resolve(run.model.path)
+    run.model.dtype, run.model.attention, run.model.remat = config.dtype, config.attention, "none"
+    run.batch_size, run.accumulate = mesh.size, 1  # a program is built for its shapes; no step is run
+    program = build(run, load_architecture(source), mesh, 1, abstract_batch(mesh.size, 1, 1))
+    frozen = program.frozen
+    if jax.tree.leaves(frozen):
+        frozen = program.frozen_only(load_params(source, program.decoder, mesh, base_dtype(run, mesh)))
+    state, _ = checkpoints.restore(checkpoints.latest, program.state)
+    parts = Parts(state.aux.get("ema", state.params), frozen, state.aux["method"])
+    params, adapters = program.method.compose(parts, {})
+    tokenizer = load_tokenizer(str(source))
+    return OpenModel(program.decoder, params, adapters, program.method, parts, tokenizer, run.data.template, source)
