@@ -1,0 +1,94 @@
+"""A model leaves as a Hugging Face checkpoint or, where it is a LoRA adapter, as a PEFT folder."""
+
+import functools
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from jaxsft.adapters.lora import LoRA
+from jaxsft.adapters.peft import save_peft
+from jaxsft.data.templates import load_template
+from jaxsft.errors import UserError
+from jaxsft.files import check_new_folder, new_folder
+from jaxsft.models.checkpoint import copy_companions, save_hf
+
+PROBE = "The quick brown fox jumps over the lazy dog. 0 1 2 3 4 5 6 7 8 9 {x: [y, z]} Ünïcödé"
+
+
+def export_hf(model: Any, path: epath.PathLike, mesh: Mesh, dtype: str | None = None) -> str:
+    """Writes a checkpoint that transformers loads, adapters merged, with tokenizer and chat template.
+
+    Adapters are added to the weights in float32, and the sum is rounded once.
+
+    Args:
+      model: a `jaxsft.training.restore.OpenModel`.
+      path: a new or empty folder.
+      mesh: the model's.
+      dtype: of the tensors in the files; None is that of the checkpoint that the model came from.
+
+    Returns:
+      A line that says how much merging and rounding changed the logits.
+
+    Raises:
+      UserError: if the folder holds something or cannot be written.
+    """
+    check_new_folder(path)
+    dtype = jnp.dtype(dtype or source_dtype(model))
+    with jax.set_mesh(mesh):
+        merged = model.merged()
+        change = logit_change(model, merged, dtype)
+    with new_folder(path) as folder:
+        save_hf(folder, model.decoder, merged, dtype, tokenizer_from=model.source)
+        _write_template(model, folder)
+    return f"{path}: {dtype.name} checkpoint; the largest change of a logit by merging and rounding is {change:.2g}"
+
+
+def export_peft(model: Any, path: epath.PathLike) -> str:
+    """Writes the adapter as `peft` loads it, with tokenizer and chat template.
+
+    Args:
+      model: a `jaxsft.training.restore.OpenModel` of a LoRA run.
+      path: a new or empty folder.
+
+    Raises:
+      UserError: if the model is no LoRA run, or the folder holds something or cannot be written.
+    """
+    if not isinstance(model.method, LoRA):
+        raise UserError("the model is not a LoRA run, so there is no adapter to write; use --format=hf.")
+    with new_folder(path) as folder:
+        copy_companions(model.source, folder)
+        _write_template(model, folder)
+        save_peft(folder, model.decoder.arch, model.adapter_params, model.method.config, str(model.source))
+    return f"{path}: LoRA adapter of rank {model.method.config.rank} for {model.source}"
+
+
+def source_dtype(model: Any) -> str:
+    """The dtype that the `config.json` of the model's source names; float32 if it names none."""
+    config = json.loads(model.decoder.arch.source)
+    return config.get("dtype") or config.get("torch_dtype") or "float32"
+
+
+def logit_change(model: Any, merged: Any, dtype: Any) -> float:
+    """The largest absolute difference of a logit between the model and its merged, rounded form, on a short text."""
+    ids = model.tokenizer.encode(PROBE).ids[: model.decoder.arch.max_positions]
+
+    @functools.partial(jax.jit, static_argnames="rounded")
+    def logits(params: Any, adapters: Any, rounded: bool) -> jax.Array:
+        params = jax.tree.map(lambda p: p.astype(dtype), params) if rounded else params
+        row = jnp.array([ids])
+        hidden = model.decoder.forward(params, row, jnp.arange(len(ids))[None], jnp.ones_like(row), adapters=adapters)
+        return model.decoder.head(model.decoder.head_params(params, adapters), hidden.hidden)
+
+    before, after = logits(model.params, model.adapters, False), logits(merged, None, True)
+    return float(np.abs(np.asarray(before, np.float64) - np.asarray(after, np.float64)).max())
+
+
+def _write_template(model: Any, folder: epath.Path) -> None:
+    """The chat template that the run trained with, so that whoever loads the folder prompts as it learnt."""
+    if model.template != "auto":
+        (folder / "chat_template.jinja").write_text(load_template(model.template, model.tokenizer).source)

@@ -1,0 +1,66 @@
+"""Continues prompts: python scripts/generate.py --model=DIR --prompt="..." [--temperature=0] [--max_new_tokens=N].
+
+A model with a chat template (its tokenizer's, or the one it was trained with) answers the prompt as a user's message;
+any other, or with --raw, continues it as text. Several --prompt, or a file of them by --prompts, are decoded together.
+"""
+
+import json
+import time
+
+import jax
+from absl import flags
+from jaxsft.training.restore import open_model
+
+from jaxsft import cli
+from jaxsft.config import MeshConfig, ModelConfig
+from jaxsft.decoding.generate import Sampling, generate
+from jaxsft.decoding.prompts import as_json, make_prompter, read_prompts
+from jaxsft.errors import UserError
+from jaxsft.files import write_text
+from jaxsft.sharding import make_mesh
+
+MODEL = flags.DEFINE_string("model", None, "Hugging Face folder or hub name, or a workdir.")
+PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be given several times.")
+PROMPTS = flags.DEFINE_string("prompts", None, "File of records with `prompt` or `messages`.")
+OUTPUT = flags.DEFINE_string("output", None, "JSON Lines file to write instead of printing the answers.")
+TEMPLATE = flags.DEFINE_string("template", "auto", "Chat template: auto, a built-in one, or a .jinja file.")
+RAW = flags.DEFINE_bool("raw", False, "Continue the prompt as plain text.")
+TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token.")
+TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k likeliest tokens; 0 is all.")
+TOP_P = flags.DEFINE_float("top_p", 1.0, "Draw from the likeliest tokens that together reach this probability.")
+MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Where an answer ends at the latest.")
+SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
+BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Prompts decoded at once.", lower_bound=1)
+DTYPE = flags.DEFINE_enum("dtype", "auto", ["auto", "float32", "bfloat16"], "Compute dtype.")
+
+
+def main() -> str:
+    if not MODEL.value:
+        raise UserError("--model is missing; name a Hugging Face folder, a hub name or a workdir.")
+    prompts = [*PROMPT.value, *(read_prompts(PROMPTS.value) if PROMPTS.value else [])]
+    if not prompts:
+        raise UserError("there is nothing to continue; give --prompt or --prompts.")
+    mesh = make_mesh(MeshConfig())
+    model = open_model(MODEL.value, ModelConfig(path=MODEL.value, dtype=DTYPE.value), mesh)
+    template = model.template if TEMPLATE.value == "auto" else TEMPLATE.value
+    prompter = make_prompter(model.tokenizer, template, model.source, RAW.value)
+    sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value, MAX_NEW_TOKENS.value, prompter.stop_ids)
+    mode = "plain continuation" if prompter.template is None else prompter.template.name
+    print(f"{len(prompts)} prompts, {mode}, {sampling}")
+    ids = [prompter.encode(prompt) for prompt in prompts]
+    began = time.monotonic()
+    key = jax.random.key(SEED.value)
+    with jax.set_mesh(mesh):
+        new = generate(model.decoder, model.params, model.adapters, ids, sampling, key, batch_size=BATCH_SIZE.value)
+    seconds = time.monotonic() - began
+    answers = [prompter.decode(before, after) for before, after in zip(ids, new)]
+    if OUTPUT.value:
+        records = [{"prompt": as_json(p), "answer": a, "tokens": len(n)} for p, a, n in zip(prompts, answers, new)]
+        write_text(OUTPUT.value, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+    else:
+        print("\n".join(f"\n{answer}" for answer in answers) + "\n")
+    return f"{sum(map(len, new))} tokens for {len(prompts)} prompts in {seconds:.1f} s, compilation included"
+
+
+if __name__ == "__main__":
+    cli.main(main)
