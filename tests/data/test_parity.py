@@ -19,7 +19,7 @@ CHATS = {
     "single": ["How are you?", "Fine, thanks."],
     "blanks": ["  Hi there \n", "\n Hello!\n\nWorld  ", "again\t", "yes \n"],
     "unicode": ["ünï 漢字 😀", "naïve — 日本語 🎉🏽 e\u0301", "¿qué?", "\u200bאבג\u00a0x"],
-    "code": ["write", "```python\ndef f(x):\n    return x * 2\n```", "<b>&amp;</b> {{ x }} {% y %}", "| 1 | 2 |"],
+    "code": ["write", "```python\ndef f(x):\n    return x * 2\n```", "<b>&amp;</b> {{ x }} {% y %}", "1 | 2 |"],
 }
 
 
