@@ -1,9 +1,8 @@
 """One sweep of the head over chunks of tokens, with or without gradients; `[tokens, vocabulary]` never exists.
 
 Everything that needs logits during training is a `Measure` of them: a few numbers a token. A sweep visits the active
-tokens (gathered to the front, so that it stops when they are through), applies the head to a chunk of
-them, measures, and where the derivative with respect to the measured numbers is known pulls it back through the head at
-once. That takes three products with the head (two where either its parameters or the hidden states are not
+tokens (gathered to the front, so that it stops when they are through), applies the head to a chunk of them, measures,
+and where the derivative with respect to the measured numbers is known pulls it back through the head at once. That takes three products with the head (two where either its parameters or the hidden states are not
 differentiated); recomputation would take four. Two functions are built on it:
 
   `weighted_sum`  every token's derivative is known beforehand (its weight): gradients come with the forward sweep.
@@ -202,7 +201,7 @@ class _Chunks:
     def plan(cls, active: jax.Array, chunk_size: int) -> "_Chunks":
         batch, length = active.shape
         shards = data_shards(jax.sharding.get_abstract_mesh())
-        shards = shards if batch % shards == 0 else 1
+        shards = shards if batch % shards == 0 else 1  # rows that do not divide have no home: the partitioner decides
         active = constrain(active, "batch", "length").reshape(shards, -1)
         width = min(active.shape[1], max(1, chunk_size // shards))
         padding = ((0, 0), (0, -active.shape[1] % width))
@@ -258,7 +257,7 @@ class _Flags(tuple):
 
 
 def _take(x: jax.Array, order: jax.Array) -> jax.Array:
-    """x[b, order[b, c]] as a gather that is local to each row, hence to each device."""
+    """x[s, order[s, c]], a gather that is local to each shard, hence to each device."""
     return jax.vmap(lambda row, indices: row.at[indices].get(mode="promise_in_bounds"))(x, order)
 
 

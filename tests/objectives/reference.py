@@ -2,6 +2,7 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def head(params, hidden):
@@ -10,17 +11,18 @@ def head(params, hidden):
     return 5 * jnp.tanh(logits / 5)
 
 
-def problem(batch=3, length=10, width=4, vocab=11, dtype=jnp.float32, seed=0):
+def problem(batch=3, length=10, width=4, vocab=11, dtype=np.float32, seed=0):
     """Head parameters, hidden states, targets, ragged weights (one row has none) and the second label of a mixture."""
-    keys = jax.random.split(jax.random.key(seed), 7)
-    weights = jax.random.uniform(keys[3], (batch, length), dtype) * (jax.random.uniform(keys[4], (batch, length)) > 0.4)
+    rng = np.random.default_rng(seed)
+    weights = rng.uniform(size=(batch, length)) * (rng.uniform(size=(batch, length)) > 0.4)
+    weights[1] = 0
     return {
-        "params": {"kernel": jax.random.normal(keys[0], (width, vocab), dtype)},
-        "hidden": jax.random.normal(keys[1], (batch, length, width), dtype),
-        "targets": jax.random.randint(keys[2], (batch, length), 0, vocab),
-        "weights": weights.at[1].set(0),
-        "second": jax.random.randint(keys[5], (batch, length), 0, vocab),
-        "lam": jax.random.uniform(keys[6], (batch, length), dtype),
+        "params": {"kernel": rng.normal(size=(width, vocab)).astype(dtype)},
+        "hidden": rng.normal(size=(batch, length, width)).astype(dtype),
+        "targets": rng.integers(0, vocab, (batch, length), np.int32),
+        "weights": weights.astype(dtype),
+        "second": rng.integers(0, vocab, (batch, length), np.int32),
+        "lam": rng.uniform(size=(batch, length)).astype(dtype),
     }
 
 

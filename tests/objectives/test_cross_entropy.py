@@ -61,7 +61,7 @@ def test_loss_tokens_and_gradients_equal_the_dense_ones(name):
 
 def test_uniform_logits_have_loss_log_v():
     p = problem(vocab=11)
-    params = jax.tree.map(jnp.zeros_like, p["params"])
+    params = jax.tree.map(np.zeros_like, p["params"])
     loss, tokens = jax.jit(chunked(p, {}))(params, p["hidden"])
     np.testing.assert_allclose(loss, np.log(11) * p["weights"].sum(), rtol=1e-6)
     np.testing.assert_array_equal(tokens.hit, (p["weights"] != 0) & (p["targets"] == 0))  # a tie is won by the first
@@ -77,7 +77,7 @@ def test_chunk_size_changes_nothing(chunk_size):
 @pytest.mark.parametrize("name", ["plain", "all"])
 def test_finite_differences_in_float64(name):
     with jax.enable_x64(True):
-        p = problem(dtype=jnp.float64)
+        p = problem(dtype=np.float64)
         function = jax.jit(chunked(p, VARIANTS[name]))
         loss, tokens = function(p["params"], p["hidden"])
         assert loss.dtype == tokens.ce.dtype == jnp.float64
@@ -102,7 +102,7 @@ def test_bfloat16_hidden_states():
 def test_hidden_states_of_skipped_tokens_are_never_read():
     p = problem()
     skipped = p["weights"] == 0
-    poisoned = jnp.where(skipped[..., None], jnp.nan, p["hidden"])
+    poisoned = np.where(skipped[..., None], np.float32(np.nan), p["hidden"])
     step = gradients(p, "all")
     got = step(p["params"], poisoned)
     assert_close(got, step(p["params"], p["hidden"]))
@@ -130,7 +130,7 @@ def test_per_token_figures_carry_no_gradient():
 def test_vmap_over_models():
     """Several models trained at once, each with its own weights."""
     ps = [problem(seed=s) for s in range(3)]
-    stacked = jax.tree.map(lambda *x: jnp.stack(x), *ps)
+    stacked = jax.tree.map(lambda *x: np.stack(x), *ps)
     step = lambda p: jax.value_and_grad(chunked(p, VARIANTS["all"]), (0, 1), has_aux=True)(p["params"], p["hidden"])  # noqa: E731
     got, one = jax.jit(jax.vmap(step))(stacked), jax.jit(step)
     for i, p in enumerate(ps):
@@ -173,7 +173,7 @@ def test_token_log_probs_and_their_gradients(masked):
 
 def test_token_log_probs_in_float64():
     with jax.enable_x64(True):
-        p = problem(dtype=jnp.float64)
+        p = problem(dtype=np.float64)
 
         @jax.jit
         def tokens(params, hidden):
@@ -208,7 +208,7 @@ def test_token_kl_and_its_gradient():
 def test_forbidden_tokens():
     """A logit of minus infinity, as padding of the vocabulary may have, makes nothing NaN."""
     p = problem(vocab=11)
-    targets = jnp.minimum(p["targets"], 9)
+    targets = np.minimum(p["targets"], 9)
     forbid = lambda params, hidden: head(params, hidden).at[..., 10].set(-jnp.inf)  # noqa: E731
     rest = lambda params, hidden: head(params, hidden)[..., :10]  # noqa: E731
 
