@@ -2,8 +2,9 @@
 
 Everything that needs logits during training is a `Measure` of them: a few numbers a token. A sweep visits the active
 tokens (gathered to the front, so that it stops when they are through), applies the head to a chunk of them, measures,
-and where the derivative with respect to the measured numbers is known pulls it back through the head at once. That takes three products with the head (two where either its parameters or the hidden states are not
-differentiated); recomputation would take four. Two functions are built on it:
+and where the derivative with respect to the measured numbers is known pulls it back through the head at once. That
+takes three products with the head (two where either its parameters or the hidden states are not differentiated);
+recomputation would take four. Two functions are built on it:
 
   `weighted_sum`  every token's derivative is known beforehand (its weight): gradients come with the forward sweep.
   `per_token`     it is known only later: a forward sweep, and a second one in the backward pass.
