@@ -3,6 +3,8 @@
 import jax
 import jax.numpy as jnp
 
+from jaxsft.models import splash
+
 MASKED = -1e30  # finite, so that a row without any visible key has finite logits and gradients
 
 
@@ -37,14 +39,19 @@ def attention(
       scale: factor of the logits.
       kv_segment_ids: int32 [B, S] of a cache, 0 in empty slots.
       kv_positions: int32 [B, S] of a cache.
-      implementation: "auto" or "xla".
+      implementation: "xla", or "auto": the splash kernel on TPUs where the shapes suit it
+        (`jaxsft.models.splash.fits`), else XLA.
 
     Returns:
       [B, T, H, D] in the dtype of `v`.
     """
     if (kv_segment_ids is None) != (kv_positions is None):
         raise ValueError("give both kv_segment_ids and kv_positions, or neither")
+    if implementation not in ("auto", "xla"):
+        raise ValueError(f"unknown implementation {implementation!r}")
     if kv_segment_ids is None:
+        if implementation == "auto" and splash.fits(q, k):
+            return splash.splash_attention(q, k, v, segment_ids, window, soft_cap, scale)
         index = jnp.arange(q.shape[1], dtype=jnp.int32)[None]
         return _xla(q, k, v, (segment_ids, index), (segment_ids, index), window, soft_cap, scale)
     return _xla(q, k, v, (segment_ids, positions), (kv_segment_ids, kv_positions), window, soft_cap, scale)

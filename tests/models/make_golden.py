@@ -1,7 +1,7 @@
 """Records what `transformers` computes for a tiny random model of every family, in `golden/<case>/`.
 
 Run by hand, with torch and transformers 5 installed: `python tests/models/make_golden.py`. Each folder holds a
-checkpoint as `save_pretrained` writes it (float16, to be small) and `golden.npz` with `tokens` int32 [B, T] and `logits`
+checkpoint as `save_pretrained` writes it (float16, to be small) and `golden.npz`: `tokens` int32 [B, T] and `logits`
 float32 [B, T, V], computed in float32 from those very weights.
 """
 
