@@ -2,6 +2,7 @@
 
 import logging
 import os
+import runpy
 import sys
 import warnings
 from collections.abc import Callable, Sequence
@@ -61,23 +62,31 @@ def _quiet() -> None:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
-    is_override = lambda a: a.lstrip("-").startswith("config.")  # noqa: E731
     try:
-        if any(is_override(a) for a in argv):
-            flags.FLAGS([a for a in argv if not is_override(a)])
-            for argument in filter(is_override, argv):
-                _check_path(flags.FLAGS.config, argument.lstrip("-").split("=")[0])
-            flags.FLAGS.unparse_flags()
         rest = flags.FLAGS(argv)
     except flags.Error as error:
         raise UserError(f"{str(error).rstrip('.')}; --help lists the flags.") from error
     except (OSError, ImportError) as error:
         raise UserError(f"--config could not be read: {error}.") from error
+    except (KeyError, AttributeError, IndexError) as error:  # an override of what is not there; ml_collections names no near match
+        _explain_overrides(argv)
+        raise UserError(f"a --config override names no field: {error}.") from error
     except (TypeError, ValueError) as error:
         raise UserError(f"a --config override does not fit its field: {error}.") from error
     if len(rest) > 1:
         raise UserError(f"{rest[1]!r} is no flag; flags are written --name=value.")
     return rest
+
+
+def _explain_overrides(argv: Sequence[str]) -> None:
+    """Raises for the first override of a field that does not exist, naming the nearest one."""
+    arguments = [argument.lstrip("-") for argument in argv]
+    files = [argument.removeprefix("config=").split(":") for argument in arguments if argument.startswith("config=")]
+    if files:
+        config = runpy.run_path(files[-1][0])["get_config"](*files[-1][1:])
+        for argument in arguments:
+            if argument.startswith("config."):
+                _check_path(config, argument.split("=")[0])
 
 
 def _check_path(config: Any, path: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from jaxsft.adapters.method import Base, Parts, Tree
 from jaxsft.models import layout
+from jaxsft.models.architecture import Architecture
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,19 +17,14 @@ class Full(Base):
     some layers of a stack, the stack is trained and those rows' updates are masked.
 
     Attributes:
-      layers: the bijection from logical paths.
+      arch: the model, which gives arrays their logical paths.
       freeze: logical-path patterns of parameters that are not trained.
     """
 
-    layers: layout.Layout
+    arch: Architecture
     freeze: tuple[str, ...] = ()
 
     name = "full"
-
-    @property
-    def frozen_head(self) -> bool:
-        """Whether the gradient of the head's kernel is not needed."""
-        return bool(self._frozen(self.layers.head_path).all())
 
     def split(self, base: Tree, key: jax.Array) -> Parts:
         """Trained parameters in float32; frozen ones as they are."""
@@ -62,7 +58,7 @@ class Full(Base):
         return None if all(np.all(m) for m in jax.tree.leaves(masks)) else masks
 
     def _frozen(self, path: tuple[str, ...]) -> np.ndarray:
-        return self.layers.matching_rows(path, self.freeze) if self.freeze else np.zeros(1, bool)
+        return layout.rows(self.arch, path, self.freeze)
 
     def _partition(self, tree: Tree) -> tuple[Tree, Tree]:
         trained: dict = {}

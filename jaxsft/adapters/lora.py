@@ -17,6 +17,7 @@ from jaxsft.adapters.method import Base, Parts, Tree
 from jaxsft.adapters.projection import Aux, Context, dense, project
 from jaxsft.config import LoRAConfig
 from jaxsft.models import layout
+from jaxsft.models.architecture import Architecture
 
 
 @jax.tree_util.register_dataclass
@@ -51,9 +52,7 @@ class LoRA(Base):
     """The method: trained are `lora_a` and `lora_b` of every targeted linear map, frozen is the base."""
 
     config: LoRAConfig
-    layers: layout.Layout
-    frozen_head: bool = True
-
+    arch: Architecture
     name = "lora"
 
     @property
@@ -106,7 +105,7 @@ class LoRA(Base):
 
     def _rows(self, module: tuple[str, ...]) -> np.ndarray:
         """bool [n]: which rows of a stacked module, or (n = 1) whether an unstacked one, the patterns target."""
-        return self.layers.matching_rows(module, self.config.targets)
+        return layout.rows(self.arch, module, self.config.targets)
 
     def _map(self, function: Any, tree: Tree) -> Tree:
         """A tree with `function(path, kernel)` at every targeted linear map."""

@@ -64,8 +64,6 @@ class Method(Protocol):
 class Base:
     """Defaults: no probes, no terms, no maintenance."""
 
-    frozen_head: bool = True
-
     def probes(self, parts: Parts) -> Tree:
         """Zero inputs differentiated beside the parameters; `observe` gets their gradients."""
         del parts

@@ -10,6 +10,8 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 
+from jaxsft.sharding import constrain
+
 Aux = dict[str, Any]  # what an adapter reports of one linear map: arrays, later stacked by the scan over layers
 
 
@@ -67,5 +69,7 @@ def project(x: jax.Array, kernel: Any, adapter: AdapterNode | None, ctx: Context
     if adapter is not None:
         return adapter.project(x, kernel, ctx)
     if jnp.issubdtype(x.dtype, jnp.integer):
-        return jnp.take(kernel if not hasattr(kernel, "dequantize") else kernel.dequantize(None), x, axis=0), {}
+        table = kernel.dequantize(None) if hasattr(kernel, "dequantize") else kernel
+        # gathered over its width like any weight, but not over the vocabulary: each device looks up the rows it has
+        return jnp.take(constrain(table, "vocab", None), x, axis=0), {}
     return jnp.matmul(x, dense(kernel, x.dtype), preferred_element_type=ctx.out_dtype), {}

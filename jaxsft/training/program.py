@@ -35,7 +35,8 @@ class Program:
     """What `build` returns.
 
     Attributes:
-      state: TrainState of ShapeDtypeStructs with shardings.
+      base: the base's parameters as ShapeDtypeStructs with shardings.
+      state: TrainState, likewise.
       frozen: likewise, what is not trained.
       batch: likewise, a Batch.
       step: the step as a jitted function, state donated.
@@ -46,6 +47,7 @@ class Program:
     decoder: Decoder
     method: Method
     optimizer: Optimizer
+    base: Tree
     state: TrainState
     frozen: Tree
     batch: Batch
@@ -55,6 +57,13 @@ class Program:
         """The step for these shapes and shardings, compiled."""
         with jax.set_mesh(self.mesh):
             return self.step.lower(self.state, self.frozen, self.batch).compile()
+
+    def random_base(self) -> Tree:
+        """New parameters for the base, for benchmarks, tests and pretraining."""
+        init = lambda key: jax.tree.map(lambda p, s: p.astype(s.dtype), self.decoder.init(key), self.base)  # noqa: E731
+        shardings = jax.tree.map(lambda s: s.sharding, self.base)
+        with jax.set_mesh(self.mesh):
+            return jax.jit(init, out_shardings=shardings)(jax.random.key(self.config.seed))
 
     def initial(self, base: Tree) -> tuple[TrainState, Tree]:
         """State and frozen parameters of a fresh run, in their shardings; `base` is donated."""
@@ -100,6 +109,7 @@ def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, examp
     state_shardings = _state_shardings(shapes, axes, mesh)
     state = abstract_like(shapes, state_shardings)
     frozen = abstract_like(frozen, tree_shardings(axes.frozen, frozen, mesh))
+    base = abstract_like(abstract_base, tree_shardings(decoder.logical_axes(), abstract_base, mesh))
     rows = batch_sharding(mesh)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), example)
     jitted = jax.jit(
@@ -108,7 +118,7 @@ def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, examp
         out_shardings=(state_shardings, replicated(mesh)),
         donate_argnums=0,
     )
-    return Program(config, mesh, decoder, method, optimizer, state, frozen, batch, jitted)
+    return Program(config, mesh, decoder, method, optimizer, base, state, frozen, batch, jitted)
 
 
 def make_method(config: TrainConfig, arch: Architecture) -> Method:

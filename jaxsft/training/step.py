@@ -16,7 +16,7 @@ from jaxsft.adapters.projection import Context
 from jaxsft.data.batch import Batch
 from jaxsft.models.decoder import Decoder
 from jaxsft.objectives.objective import ModelOutput, Objective
-from jaxsft.objectives.terms import total
+from jaxsft.objectives.terms import ratio, total
 from jaxsft.sharding import constrain
 from jaxsft.training.optimizer import Optimizer
 from jaxsft.training.state import TrainState
@@ -52,7 +52,7 @@ def make_step(
         model = BoundModel(decoder, method, parts, probes, key)
         terms, sums = objective(model, batch, denominators)
         terms = terms | method.terms(model.reports, batch, denominators)
-        shares = {f"loss/{name}": term.coefficient * term.sum / term.denominator for name, term in terms.items()}
+        shares = {f"loss/{name}": term.coefficient * ratio(term.sum, term.denominator) for name, term in terms.items()}
         return total(terms), sums | (shares if len(shares) > 1 else {})
 
     def gradients(state: TrainState, frozen: Tree, batch: Batch, key: jax.Array):
@@ -107,7 +107,8 @@ def make_step(
             aux["ema"] = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, aux["ema"], params)
         metrics = {
             "loss": value,
-            **_means(sums),
+            **objective.metrics(sums),
+            **{name: share for name, share in sums.items() if name.startswith("loss/")},
             "grad_norm": optax.tree.norm(grads),
             "update_norm": optax.tree.norm(updates),
             "learning_rate": learning_rate,
@@ -144,7 +145,3 @@ def _interleave(x: jax.Array, k: int) -> jax.Array:
     """[B, ...] -> [k, B / k, ...]: micro-batch j takes rows j, j + k, ..., so each device keeps the rows it holds."""
     return jnp.moveaxis(x.reshape(x.shape[0] // k, k, *x.shape[1:]), 1, 0)
 
-
-def _means(sums):
-    w=sums.pop("weight_sum"); n=sums.pop("supervised_tokens")
-    return {"nll": sums.pop("nll_sum")/w, "mean_token_accuracy": sums.pop("hits")/n, "supervised_tokens": n, **sums}

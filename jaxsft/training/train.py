@@ -148,7 +148,7 @@ class Loop:
         self._run, self._checkpoints, self._metrics, self._frozen = run, checkpoints, metrics, frozen
         self._counters = counters
         self._maintain = _jit_maintenance(run.program)
-        self._nll = make_nll(run.program.decoder, run.config.objective.chunk_size * data_shards(run.program.mesh))
+        self._nll = make_nll(run.program.decoder, run.config.objective.chunk_size)
         self._pending: tuple[int, dict[str, jax.Array], float] | None = None
         self._eval_loss: float | None = None
         self.last: dict[str, float] = {}

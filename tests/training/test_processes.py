@@ -1,0 +1,63 @@
+"""Two real processes of four fake devices each: the losses of one process, also after one of them was killed."""
+
+import socket
+import subprocess
+import time
+
+import numpy as np
+import pytest
+from tests.training.conftest import environment, lines, run
+
+DEVICES = "--xla_force_host_platform_device_count={}"
+
+
+def _start(arguments, log):
+    """Both processes of a job, the coordinator first."""
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    return [
+        subprocess.Popen(
+            arguments,
+            env=environment(
+                XLA_FLAGS=DEVICES.format(4),
+                JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
+                JAX_NUM_PROCESSES="2",
+                JAX_PROCESS_ID=str(i),
+            ),
+            stdout=open(log.with_suffix(f".{i}"), "a"),
+            stderr=subprocess.STDOUT,
+        )
+        for i in range(2)
+    ]
+
+
+@pytest.mark.parametrize("kind", ["none", "lora"])
+def test_losses_of_one_process_through_a_kill(command, tmp_path, kind):
+    overrides = (f"adapter.kind={kind}", "mesh.fsdp=4", "mesh.tensor=2", "steps=12", "eval.every=6")
+    alone = run(command(tmp_path / "alone", *overrides), XLA_FLAGS=DEVICES.format(8))
+    assert alone.returncode == 0, alone.stderr
+
+    workdir, log = tmp_path / "together", tmp_path / "log"
+    arguments = command(workdir, *overrides)
+    processes = _start(arguments, log)
+    began = time.monotonic()
+    while not any((workdir / "checkpoints").glob("[0-9]*/commit_success.txt")) and not (workdir / "checkpoints" / "4").exists():
+        assert time.monotonic() - began < 200 and processes[0].poll() is None, _logs(log)
+        time.sleep(0.02)
+    processes[1].kill()
+    time.sleep(0.5)
+    processes[0].kill()  # what a scheduler does with the rest of a broken job
+    for process in processes:
+        process.wait(timeout=60)
+
+    processes = _start(arguments, log)
+    assert [process.wait(timeout=280) for process in processes] == [0, 0], _logs(log)
+    assert "resuming at step" in log.with_suffix(".0").read_text()
+    for one, two in zip(lines(tmp_path / "alone"), lines(workdir), strict=True):
+        assert (one["step"], one["split"]) == (two["step"], two["split"])
+        np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-5)
+
+
+def _logs(log):
+    return "\n".join(log.with_suffix(f".{i}").read_text()[-3000:] for i in range(2))
