@@ -276,7 +276,7 @@ class EvaluateConfig:
       task: "perplexity" (negative log-likelihood of conversations or text), "multiple_choice" (the likeliest of the
         given answers) or "deviation" (how far the model moved from `reference` on the data).
       data: the rows to score; packed or not, the figures do not change.
-      reference: for "deviation": the model that is moved away from.
+      reference: for "deviation": the model that is moved away from; "" is the one that a run started from.
       batch_size: rows of a batch.
       normalize: for "multiple_choice": divide an answer's log-likelihood by its "tokens", "bytes" or "none".
     """

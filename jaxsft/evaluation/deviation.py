@@ -95,19 +95,17 @@ def measure(model: Any, config: EvaluateConfig, mesh: Mesh, reference: Any | Non
       model: a `jaxsft.training.restore.OpenModel`.
       config: the task.
       mesh: the models'.
-      reference: likewise, with the same tokenizer; None is the base under the model's adapter, which is then needed.
+      reference: likewise, with the same tokenizer; None is the base under the model's adapter.
 
     Returns:
       What `summarize` says, and `by_source` where there are several.
 
     Raises:
-      UserError: if there is no reference, or its vocabulary is another.
+      UserError: if there is neither reference nor adapter, or the tokenizers differ.
     """
     if reference is None:
         if model.adapters is None:
-            raise UserError(
-                "the model has no adapter to switch off; set config.reference to the model it was made from."
-            )
+            raise UserError("a model folder does not tell what it was made from; set config.reference to that model.")
         reference_decoder, reference_model = model.decoder, (model.params, None)
     else:
         if model.tokenizer.fingerprint != reference.tokenizer.fingerprint:

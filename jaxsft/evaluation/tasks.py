@@ -37,7 +37,10 @@ def run(config: EvaluateConfig) -> tuple[dict[str, Any], str]:
     elif config.task == "multiple_choice":
         figures = multiple_choice.measure(model, config, mesh)
     else:
-        reference = config.reference and open_model(config.reference, config.model, mesh)
-        figures = deviation.measure(model, config, mesh, reference or None)
+        start = str(model.source) if model.method is not None and model.adapters is None else ""
+        reference = config.reference or start  # of an adapter it is the base, which is there already
+        figures = deviation.measure(
+            model, config, mesh, open_model(reference, config.model, mesh) if reference else None
+        )
     record = {"task": config.task, "model": config.model.path, **figures}
     return record | {"config": to_dict(config), "version": __version__}, HEADLINES[config.task].format(**figures)
