@@ -17,6 +17,21 @@ from jaxsft.errors import UserError
 T = TypeVar("T")
 
 
+def _quiet() -> None:
+    """Libraries are silent unless something is wrong; some speak when they are imported, so scripts import this first."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forks after threads warn
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    for name in ("absl", "orbax", "jax", "transformers"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=DeprecationWarning)
+    warnings.filterwarnings("ignore", category=FutureWarning)
+
+
+_quiet()
+
+
 def define_config(default: str | None = None) -> None:
     """Declares `--config=FILE.py`, whose `get_config()` returns a dataclass, and `--config.a.b=value` overrides."""
     config_flags.DEFINE_config_file("config", default, "A Python file with get_config(), such as configs/sft.py.")
@@ -42,23 +57,11 @@ def main(function: Callable[[], str]) -> None:
 
     A `UserError` is printed as one sentence, with exit status 1; any other exception is a defect and keeps its traceback.
     """
-    _quiet()
     try:
         app.run(lambda _: print(function()), flags_parser=_parse)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
-
-
-def _quiet() -> None:
-    """Libraries are silent unless something is wrong."""
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forks after threads warn
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    for name in ("absl", "orbax", "jax", "transformers"):
-        logging.getLogger(name).setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", category=DeprecationWarning)
-    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
