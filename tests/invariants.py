@@ -1,0 +1,205 @@
+"""The checks that every method must pass. A method registers a tiny case here and writes none of them again.
+
+Invariance is claimed at dropout 0. Real kills of real runs: `tests/training/test_resume.py`.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import PartitionSpec
+from tests.tiny import llama, make_batch, packed_rows, random_examples
+
+from jaxsft.config import LoRAConfig, MeshConfig, ObjectiveConfig, TrainConfig
+from jaxsft.models import layout
+from jaxsft.sharding import make_mesh
+from jaxsft.training.optimizer import Optimizer
+from jaxsft.training.program import build
+from jaxsft.training.step import BoundModel, make_step
+
+ROWS, LENGTH, SLOTS = 8, 64, 12
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A method, as the config that selects it."""
+
+    name: str
+    config: TrainConfig
+
+
+def _config(**changes: object) -> TrainConfig:
+    config = TrainConfig(**changes)
+    config.batch_size = ROWS
+    config.model.dtype = config.model.param_dtype = "float32"
+    config.optimizer.learning_rate = 1e-2
+    config.optimizer.warmup_steps = 2
+    config.objective.chunk_size = 32
+    return config
+
+
+def _lora(**changes: object) -> TrainConfig:
+    config = _config()
+    config.adapter.kind = "lora"
+    config.adapter.lora = LoRAConfig(rank=4, alpha=8.0, **changes)
+    return config
+
+
+CASES = [
+    Case("full", _config()),
+    Case("full-example-mean", _config(objective=ObjectiveConfig(reduction="example_mean"))),
+    Case("full-frozen-layers", _config()),
+    Case("lora", _lora()),
+    Case("lora-some-layers", _lora(targets=("layers.1.attn.*_proj", "layers.*.mlp.down_proj", "head"))),
+]
+CASES[2].config.optimizer.freeze = ("embed", "layers.0", "layers.*.mlp.gate_proj")
+MESHES = {
+    "fsdp=8": MeshConfig(1, 8, 1),
+    "fsdp=4,tensor=2": MeshConfig(1, 4, 2),
+    "replica=2,fsdp=2,tensor=2": MeshConfig(2, 2, 2),
+}
+
+
+@pytest.fixture(params=CASES, ids=lambda case: case.name)
+def case(request: pytest.FixtureRequest) -> Case:
+    return request.param
+
+
+def one_device():
+    return make_mesh(MeshConfig(), jax.devices()[:1])
+
+
+def batch_of(seed: int = 0, rows: int = ROWS):
+    """Packed rows with very unequal supervised weight: the second half of the rows holds almost none."""
+    batch = make_batch(packed_rows(random_examples(4 * rows, 20, seed=seed), rows, LENGTH), LENGTH, SLOTS)
+    batch.weights[rows // 2 :] *= np.random.default_rng(seed).random((rows // 2, LENGTH)) < 0.1
+    return batch
+
+
+def start(case: Case, mesh, batch):
+    """The program, and a state whose adapters are not at zero."""
+    program = build(case.config, llama(), mesh, 10, batch)
+    state, frozen = program.initial(program.decoder.init(jax.random.key(1)))
+    if case.config.adapter.kind != "none":
+        # the same wherever they live: drawn on the host
+        rng = np.random.default_rng(3)
+        noise = lambda p: jax.device_put(np.asarray(p) + 0.05 * rng.normal(size=p.shape).astype(np.float32), p.sharding)  # noqa: E731
+        state = dataclasses.replace(state, params=jax.tree.map(noise, state.params))
+    return program, state, frozen
+
+
+def gradient(case: Case, batch, accumulate: int = 1):
+    """The gradient that reaches the optimizer, as minus one step of plain gradient descent."""
+    program, state, frozen = start(case, one_device(), batch)
+    descent = Optimizer(optax.identity(), lambda step: jnp.float32(1.0))
+    from jaxsft.objectives.objective import make_objective
+
+    step = make_step(program.decoder, program.method, make_objective(case.config.objective), descent, accumulate)
+    state = dataclasses.replace(state, opt_state=descent.transformation.init(state.params))
+    after, metrics = jax.jit(step)(state, frozen, jax.tree.map(jnp.asarray, batch))
+    return jax.tree.map(lambda a, b: np.asarray(a - b, np.float64), state.params, after.params), metrics
+
+
+def relative(a, b) -> float:
+    """The norm of the difference over the norm."""
+    difference = optax.tree.norm(jax.tree.map(lambda x, y: x - y, a, b))
+    return float(difference / optax.tree.norm(b))
+
+
+@pytest.mark.parametrize("accumulate", [2, 4])
+def test_accumulation_is_the_gradient_of_one_batch(case, accumulate):
+    whole, metrics = gradient(case, batch_of())
+    parts, metrics_of_parts = gradient(case, batch_of(), accumulate)
+    assert optax.tree.norm(whole) > 1e-3
+    assert relative(parts, whole) < 1e-6
+    for name, value in metrics.items():
+        np.testing.assert_allclose(metrics_of_parts[name], value, rtol=2e-6, err_msg=name)
+
+
+def test_packing_does_not_change_the_gradient(case):
+    examples = random_examples(16, 20, seed=5)
+    packed, metrics = gradient(case, make_batch(packed_rows(examples, ROWS, LENGTH), LENGTH, SLOTS))
+    single, metrics_of_single = gradient(case, make_batch([[e] for e in examples], 24, 3))
+    assert relative(packed, single) < 2e-6
+    np.testing.assert_allclose(metrics["loss"], metrics_of_single["loss"], rtol=2e-6)
+
+
+def test_an_example_sees_no_other(case):
+    batch = batch_of()
+    program, state, frozen = start(case, one_device(), batch)
+    from jaxsft.adapters.method import Parts
+
+    @jax.jit
+    def logits(batch):
+        model = BoundModel(program.decoder, program.method, Parts(state.params, frozen, state.aux["method"]), {}, None, False)
+        output = model(batch)
+        return output.head(output.head_params, output.hidden)
+
+    before = logits(batch)
+    chosen = batch.example_ids == 2
+    edited = dataclasses.replace(batch, tokens=np.where(chosen, 63 - batch.tokens, batch.tokens))
+    after = logits(edited)
+    others = (batch.segment_ids > 0) & ~chosen
+    np.testing.assert_array_equal(np.asarray(before)[others], np.asarray(after)[others])
+    assert np.abs(np.asarray(before)[chosen] - np.asarray(after)[chosen]).max() > 1e-3
+
+
+@pytest.fixture(scope="module")
+def single_device_losses():
+    """Losses of the first ten steps on one device, by case."""
+    known: dict[str, list[float]] = {}
+
+    def losses(case: Case) -> list[float]:
+        if case.name not in known:
+            known[case.name] = ten_steps(case, one_device())[0]
+        return known[case.name]
+
+    return losses
+
+
+def ten_steps(case: Case, mesh):
+    program, state, frozen = start(case, mesh, batch_of())
+    losses = []
+    with jax.set_mesh(mesh):
+        for i in range(10):
+            batch = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), batch_of(seed=i), program.batch)
+            state, metrics = program.step(state, frozen, batch)
+            losses.append(float(metrics["loss"]))
+    return losses, program, state, frozen
+
+
+@pytest.mark.parametrize("mesh", MESHES.values(), ids=MESHES.keys())
+def test_sharding_does_not_change_the_losses(case, mesh, single_device_losses):
+    mesh = make_mesh(mesh)
+    losses, program, state, frozen = ten_steps(case, mesh)
+    np.testing.assert_allclose(losses, single_device_losses(case), rtol=1e-5)
+    assert losses[-1] != losses[0]
+    assert program.step._cache_size() == 1, "the step was compiled more than once"
+    for path, leaf in jax.tree_util.tree_leaves_with_path((state, frozen)):
+        if leaf.size >= 32 * 32:
+            assert leaf.sharding.spec != PartitionSpec(), f"{path} {leaf.shape} is replicated"
+            assert leaf.addressable_shards[0].data.size < leaf.size, f"{path} {leaf.shape} is on every device"
+
+
+def test_state_is_donated(case):
+    mesh = make_mesh(MESHES["fsdp=4,tensor=2"])
+    program, state, *_ = start(case, mesh, batch_of())
+    local = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
+    assert program.compile().memory_analysis().alias_size_in_bytes >= 0.99 * local
+
+
+def test_only_the_trained_part_moves(case):
+    """Frozen rows and frozen arrays are bit for bit what they were."""
+    batch = batch_of()
+    program, state, frozen = start(case, one_device(), batch)
+    before = jax.tree.map(np.asarray, state.params)
+    for i in range(2):
+        state, _ = program.step(state, frozen, jax.tree.map(jnp.asarray, batch_of(i)))
+    mask = program.method.update_mask(state.params) or jax.tree.map(lambda _: True, state.params)
+    moved = jax.tree.map(lambda a, b: np.asarray(a != b), state.params, before)
+    for (path, changed), allowed in zip(layout.leaves(moved), jax.tree.leaves(mask)):
+        assert not np.any(changed & ~np.asarray(allowed)), path
+        assert np.any(changed), path

@@ -1,0 +1,75 @@
+"""Tiny models and batches that tests share."""
+
+import jax
+import numpy as np
+
+from jaxsft.data.batch import Batch
+from jaxsft.models.architecture import Architecture
+
+LLAMA = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "vocab_size": 64,
+    "max_position_embeddings": 128,
+    "rms_norm_eps": 1e-5,
+    "rope_theta": 10000.0,
+    "tie_word_embeddings": False,
+    "hidden_act": "silu",
+    "initializer_range": 0.1,
+}
+
+
+def llama(**changes: object) -> Architecture:
+    """A three-layer Llama of width 32."""
+    return Architecture.from_hf(LLAMA | changes)
+
+
+def random_examples(count: int, longest: int, vocab: int = 64, seed: int = 0) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(tokens, weights of each token as a target) of ragged lengths and ragged, real-valued weights."""
+    rng = np.random.default_rng(seed)
+    examples = []
+    for _ in range(count):
+        n = int(rng.integers(4, longest + 1))
+        weights = rng.uniform(0.1, 2.0, n) * (rng.random(n) < rng.uniform(0.2, 1.0))
+        weights[0], weights[-1] = 0, 1
+        examples.append((rng.integers(1, vocab, n), weights.astype(np.float32)))
+    return examples
+
+
+def make_batch(rows: list[list[tuple[np.ndarray, np.ndarray]]], length: int, slots: int) -> Batch:
+    """Rows of examples as a batch."""
+    ints = {name: np.zeros((len(rows), length), np.int32) for name in ("tokens", "positions", "segment_ids", "targets")}
+    weights = np.zeros((len(rows), length), np.float32)
+    index, count = np.full((len(rows), slots), -1, np.int32), 0
+    for r, row in enumerate(rows):
+        at = 0
+        for e, (tokens, weight) in enumerate(row):
+            n = len(tokens)
+            span = slice(at, at + n)
+            ints["tokens"][r, span], ints["positions"][r, span], ints["segment_ids"][r, span] = tokens, range(n), e + 1
+            ints["targets"][r, at : at + n - 1], weights[r, at : at + n - 1] = tokens[1:], weight[1:]
+            index[r, e], at, count = count, at + n, count + 1
+        assert at <= length
+    return Batch(
+        **{k: v for k, v in ints.items()}, example_ids=ints["segment_ids"], weights=weights, extras={"example_index": index}
+    )
+
+
+def packed_rows(examples: list, rows: int, length: int) -> list[list]:
+    """Examples dealt to the first row with room."""
+    table: list[list] = [[] for _ in range(rows)]
+    for example in examples:
+        room = [row for row in table if sum(len(t) for t, _ in row) + len(example[0]) <= length]
+        min(room, key=len).append(example)
+    return table
+
+
+def on_device(batch: Batch) -> Batch:
+    """The batch as jax arrays."""
+    return jax.tree.map(jax.numpy.asarray, batch)
