@@ -14,7 +14,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from etils import epath
@@ -22,9 +22,18 @@ from etils import epath
 from jaxsft.data.render import Example
 from jaxsft.errors import UserError
 
-VERSION = 1  # raise it when the same data would give other arrays
+VERSION = 2  # raise it when the same data would give other arrays
 DEFAULT = "~/.cache/jaxsft"
 META = "meta.json"
+
+
+class Entry(NamedTuple):
+    """An example on its way into the cache; `notice` is what users should know about it, "" for nothing."""
+
+    example: Example
+    source: str
+    task_type: str
+    notice: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +47,9 @@ class TokenCache:
       sources: int32 [examples], index into `source_names`.
       task_types: int32 [examples], index into `task_type_names`.
       is_text: bool [examples], plain text (read in windows) or a conversation.
+      firsts: int32 [examples], place of the first supervised token in its example.
+      supervised: int32 [examples], how many tokens of it are supervised.
+      notices: what users should know -> of how many examples.
       fingerprint: of the files, the rendering and the tokenizer.
     """
 
@@ -47,19 +59,22 @@ class TokenCache:
     sources: np.ndarray
     task_types: np.ndarray
     is_text: np.ndarray
+    firsts: np.ndarray
+    supervised: np.ndarray
     source_names: list[str]
     task_type_names: list[str]
+    notices: dict[str, int]
     fingerprint: str
 
 
 ARRAYS = {
     "ids": np.int32, "weights": np.float32, "starts": np.int64, "sources": np.int32, "task_types": np.int32,
-    "is_text": np.bool_,
+    "is_text": np.bool_, "firsts": np.int32, "supervised": np.int32,
 }  # fmt: skip
 
 
-def cached(folder: str, key: dict[str, Any], build: Iterable[tuple[Example, str, str]]) -> TokenCache:
-    """The cache of `key`, built from (example, source, task type) triples unless it is there.
+def cached(folder: str, key: dict[str, Any], build: Iterable[Entry]) -> TokenCache:
+    """The cache of `key`, built from `build` unless it is there.
 
     Raises:
       UserError: if the folder cannot be written, or the disk is full.
@@ -137,24 +152,31 @@ def _hash_file(file: epath.Path, folder: Path) -> str:
     return digest.hexdigest()
 
 
-def _write(path: Path, examples: Iterable[tuple[Example, str, str]]) -> None:
-    starts, sources, task_types, is_text = [0], [], [], []
+def _write(path: Path, entries: Iterable[Entry]) -> None:
+    columns: dict[str, list[int]] = {name: [] for name in ARRAYS if name not in ("ids", "weights")}
+    columns["starts"].append(0)
     source_names: dict[str, int] = {}
     task_type_names: dict[str, int] = {}
+    notices: dict[str, int] = {}
     with open(path / "ids", "wb") as ids, open(path / "weights", "wb") as weights:
-        for example, source, task_type in examples:
+        for example, source, task_type, notice in entries:
+            targets = np.flatnonzero(example.weights)
             ids.write(example.ids.astype(np.int32).data)
             weights.write(example.weights.astype(np.float32).data)
-            starts.append(starts[-1] + len(example.ids))
-            sources.append(source_names.setdefault(source, len(source_names)))
-            task_types.append(task_type_names.setdefault(task_type, len(task_type_names)))
-            is_text.append(example.is_text)
+            columns["starts"].append(columns["starts"][-1] + len(example.ids))
+            columns["sources"].append(source_names.setdefault(source, len(source_names)))
+            columns["task_types"].append(task_type_names.setdefault(task_type, len(task_type_names)))
+            columns["is_text"].append(example.is_text)
+            columns["firsts"].append(targets[0] if len(targets) else 0)
+            columns["supervised"].append(len(targets))
+            if notice:
+                notices[notice] = notices.get(notice, 0) + 1
         for stream in (ids, weights):
             stream.flush()
             os.fsync(stream.fileno())
-    for name, values in (("starts", starts), ("sources", sources), ("task_types", task_types), ("is_text", is_text)):
+    for name, values in columns.items():
         (path / name).write_bytes(np.array(values, ARRAYS[name]).data)
-    meta = {"source_names": list(source_names), "task_type_names": list(task_type_names)}
+    meta = {"source_names": list(source_names), "task_type_names": list(task_type_names), "notices": notices}
     (path / META).write_text(json.dumps(meta))
 
 

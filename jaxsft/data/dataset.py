@@ -1,10 +1,11 @@
 """From a data config to the examples that rows are made of, and the report of what was kept, cut and dropped."""
 
+import collections
 import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import tokenizers
 from tqdm import tqdm
 
 from jaxsft.config import DataConfig, SourceConfig
-from jaxsft.data.cache import TokenCache, cache_folder, cached, hash_files
+from jaxsft.data.cache import Entry, TokenCache, cache_folder, cached, hash_files
 from jaxsft.data.conversation import Conversation, parse
 from jaxsft.data.render import Example, Renderer
 from jaxsft.data.sources import Source, open_source, row_range
@@ -39,7 +40,7 @@ class Report:
       supervised: how many of these have a loss weight.
       sources: name -> examples.
       task_types: name -> examples.
-      notices: what looks like a mistake but may be meant.
+      notices: what looks like a mistake but may be meant -> examples.
     """
 
     records: int
@@ -50,7 +51,7 @@ class Report:
     supervised: int
     sources: dict[str, int]
     task_types: dict[str, int]
-    notices: list[str]
+    notices: dict[str, int]
 
     def __str__(self) -> str:
         dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items()) or "none"
@@ -62,7 +63,7 @@ class Report:
             lines.append("sources: " + ", ".join(f"{name} {count}" for name, count in self.sources.items()))
         if any(self.task_types):
             lines.append("task types: " + ", ".join(f"{name or '(none)'} {n}" for name, n in self.task_types.items()))
-        return "\n".join(lines + [f"note: {notice}" for notice in self.notices])
+        return "\n".join(lines + [f"note: {count} {what}" for what, count in self.notices.items()])
 
 
 def prepare(config: DataConfig, tokenizer: Tokenizer, seed: int = 0) -> "Dataset":
@@ -81,7 +82,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, seed: int = 0) -> "Dataset
     sources = config.sources or [SourceConfig(path=config.path, rows=config.rows, fields=config.fields)]
     opened = [open_source(source) for source in sources]
     caches = [_tokenised(source, s, config, tokenizer) for source, s in zip(sources, opened)]
-    return Dataset(config, caches, [source.weight for source in sources], _notices(caches, tokenizer), seed)
+    return Dataset(config, caches, [source.weight for source in sources], seed)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,9 +127,7 @@ class Dataset:
       sources, task_types: names that the extras `source` and `task_type` index.
     """
 
-    def __init__(
-        self, config: DataConfig, caches: list[TokenCache], weights: list[float], notices: list[str], seed: int
-    ):
+    def __init__(self, config: DataConfig, caches: list[TokenCache], weights: list[float], seed: int):
         """Applies the truncation policy to cached examples.
 
         Raises:
@@ -154,7 +153,7 @@ class Dataset:
         self.fingerprint = _digest(
             [cache.fingerprint for cache in caches], weights, config.max_length, config.truncation, seed
         )
-        self.report = self._report(parts, notices)
+        self.report = self._report(parts)
         _check_dropped(self.report, config)
 
     def __len__(self) -> int:
@@ -190,22 +189,18 @@ class Dataset:
         """Whether epochs hold different examples."""
         return any(weight != int(weight) for weight in self._weights)
 
-    def _report(self, parts: list["_Windows"], notices: list[str]) -> Report:
-        dropped: dict[str, int] = {}
-        for part in parts:
-            for reason, count in part.dropped.items():
-                dropped[reason] = dropped.get(reason, 0) + count
+    def _report(self, parts: list["_Windows"]) -> Report:
         count = lambda ids, names: dict(zip(names, np.bincount(ids, minlength=len(names)).tolist()))  # noqa: E731
         return Report(
             records=sum(len(cache.starts) - 1 for cache in self._caches),
             examples=len(self.lengths),
             cut=sum(part.cut for part in parts),
-            dropped=dropped,
+            dropped=_total(part.dropped for part in parts),
             tokens=int(self.lengths.sum(dtype=np.int64)),
             supervised=int(self.supervised.sum(dtype=np.int64)),
             sources=count(self.source_ids, self.sources),
             task_types=count(self.task_type_ids, self.task_types),
-            notices=notices,
+            notices=_total(cache.notices for cache in self._caches),
         )
 
 
@@ -228,35 +223,35 @@ def _windows(cache: TokenCache, config: DataConfig) -> _Windows:
     token but the first is a target exactly once.
     """
     size, starts, lengths = config.max_length, cache.starts[:-1], np.diff(cache.starts)
-    scored = np.concatenate([[0], np.cumsum(cache.weights > 0)])
-    count = lambda first, last: scored[last] - scored[first]  # noqa: E731  # supervised tokens among first..last
     long = (lengths > size) & ~cache.is_text
     if config.truncation == "error" and long.any():
         raise UserError(
             f"{long.sum()} of {len(lengths)} examples are longer than config.data.max_length {size} (the longest has "
             f"{lengths.max()} tokens); raise it, or set config.data.truncation to 'right' or 'drop'."
         )
-    kept = np.where(cache.is_text, lengths, np.minimum(lengths, size))
-    empty = count(starts, starts + lengths) == 0
-    lost = ~empty & (count(starts, starts + kept) == 0)
-    too_long = long & ~empty if config.truncation == "drop" else np.zeros_like(long)
-    lost &= ~too_long
+    empty = cache.supervised == 0
+    too_long = long & ~empty & (config.truncation == "drop")
+    lost = long & ~empty & ~too_long & (cache.firsts >= size)
     use = np.flatnonzero(~(empty | lost | too_long))
     dropped = {NO_TARGET: empty, CUT_TARGET: lost, TOO_LONG: too_long}
-    records, firsts, sizes = use, starts[use], kept[use]
+    records, firsts, sizes = use, starts[use], np.where(long, size, lengths)[use]
+    supervised = np.array(cache.supervised[use])
+    for i in np.flatnonzero(long[use]):
+        supervised[i] = np.count_nonzero(cache.weights[firsts[i] : firsts[i] + size])
     if (sizes > size).any():
         pieces = np.maximum(-(-(sizes - 1) // max(size - 1, 1)), 1)
         inside = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
         ends = np.repeat(firsts + sizes, pieces)
         records, firsts = np.repeat(records, pieces), np.repeat(firsts, pieces) + inside * (size - 1)
         sizes = np.minimum(size, ends - firsts)
+        supervised = np.where(cache.is_text[records], sizes - 1, supervised[np.repeat(np.arange(len(use)), pieces)])
     return _Windows(
         records,
         firsts,
         sizes,
         cut=int(long[use].sum()),
         dropped={reason: int(which.sum()) for reason, which in dropped.items() if which.any()},
-        supervised=count(firsts + 1, firsts + sizes),
+        supervised=supervised,
     )
 
 
@@ -305,7 +300,7 @@ def _tokenised(config: SourceConfig, source: Source, data: DataConfig, tokenizer
 
 def _examples(
     config: SourceConfig, source: Source, rows: range, data: DataConfig, template: Template | None, tokenizer: Tokenizer
-) -> Iterator[tuple[Example, str, str]]:
+) -> Iterator[Entry]:
     records = source.records(rows.start, rows.stop)
     progress = tqdm(total=len(rows), desc=f"tokenising {source.name}", unit="record", delay=1.0, disable=None)
     renderer = Renderer(template, tokenizer, data.supervise)
@@ -315,20 +310,22 @@ def _examples(
             if template is None and any(c.text is None for c, _ in pairs):
                 load_template(data.template, tokenizer)  # says that there is none
             for (conversation, _), example in zip(pairs, renderer.examples(pairs)):
-                yield example, conversation.source or source.name, conversation.task_type
+                notice = _notice(conversation, example, tokenizer)
+                yield Entry(example, conversation.source or source.name, conversation.task_type, notice)
             progress.update(len(chunk))
 
 
-def _notices(caches: list[TokenCache], tokenizer: Tokenizer) -> list[str]:
-    """BOS that the tokenizer would add but the template does not write."""
-    first = [cache.ids[cache.starts[:-1][np.diff(cache.starts) > 0]] for cache in caches]
-    missing = sum(int((ids != tokenizer.bos_id).sum()) for ids in first)
-    if tokenizer.adds_bos and missing:
-        return [
-            f"{missing} examples do not begin with BOS {tokenizer.bos!r}, though the tokenizer adds it to plain text: "
-            "the template does not write it. If the model was trained with it, begin the template with {{ bos_token }}."
-        ]
-    return []
+def _notice(conversation: Conversation, example: Example, tokenizer: Tokenizer) -> str:
+    if tokenizer.adds_bos and len(example.ids) and example.ids[0] != tokenizer.bos_id:
+        return (
+            f"without BOS {tokenizer.bos!r}, which the tokenizer adds to plain text but the template does not write; "
+            "if the model was trained with it, begin the template with {{ bos_token }}"
+        )
+    return "preference pairs, of which the preferred answer is used" if conversation.rejected else ""
+
+
+def _total(counts: Iterable[dict[str, int]]) -> dict[str, int]:
+    return dict(sum((collections.Counter(count) for count in counts), collections.Counter()))
 
 
 def _digest(*values: Any) -> str:

@@ -20,7 +20,12 @@ def describe(config: DataConfig, tokenizer: Tokenizer, seed: int = 0) -> tuple[D
     loader = Loader(dataset, config, 1, seed, process_index=0, process_count=1)
     kind = "packed " if config.packing else ""
     rows = f"{loader.rows()} {kind}rows of {config.max_length} tokens"
-    return dataset, f"{len(dataset)} examples in {rows}, {loader.fill_rate():.1%} full"
+    summary = f"{len(dataset)} examples in {rows}, {loader.fill_rate():.1%} full"
+    if config.packing and (bound := loader.rows_without_slot()):
+        summary += (
+            f"; {bound} rows hold config.data.max_examples_per_row {config.max_examples_per_row} and take no more"
+        )
+    return dataset, summary
 
 
 def show(dataset: Dataset, tokenizer: Tokenizer, i: int, colour: bool) -> str:

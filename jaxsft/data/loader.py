@@ -82,6 +82,11 @@ class Loader:
         tokens = self._group_lengths[self._dataset.epoch(epoch)].sum()
         return float(tokens / (table.num_rows * self.row_length))
 
+    def rows_without_slot(self, epoch: int = 0) -> int:
+        """How many rows of an epoch hold as many examples as they may."""
+        table = self._plan(epoch)
+        return int((np.add.reduceat(self._group_sizes[table.groups], table.starts[:-1]) == self.num_slots).sum())
+
     def batch(self, step: int) -> Batch:
         """This process's rows of the batch of optimizer step `step`, counted from 0; NumPy arrays."""
         first = step * self.batch_size

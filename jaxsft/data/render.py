@@ -6,8 +6,8 @@ and closes with the end-of-turn mark. Templates with `{% generation %}` tags nam
 straddles the beginning belongs to the prompt.
 """
 
+import bisect
 import dataclasses
-import itertools
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,12 +15,14 @@ from typing import Any
 import numpy as np
 
 from jaxsft.data.conversation import Conversation, Message
-from jaxsft.data.templates import Template
+from jaxsft.data.templates import Rendered, Template
 from jaxsft.data.tokenizer import Encoding, Tokenizer, any_of
 from jaxsft.errors import UserError
 
 PLACEHOLDER = chr(0x100000)  # stands for a character of a control string inside a content
 MARK = 0x100100  # the first of the characters that mark where contents begin and end
+
+Span = tuple[int, int, float]  # first character, one past the last, weight
 
 
 @dataclasses.dataclass
@@ -29,12 +31,12 @@ class Layout:
 
     Attributes:
       text: what the template wrote.
-      spans: (first character, one past the last, weight) of what is supervised, in order.
+      spans: what is supervised, in order.
       guarded: spans of control strings that are ordinary text.
     """
 
     text: str
-    spans: list[tuple[int, int, float]]
+    spans: list[Span]
     guarded: list[tuple[int, int]]
 
 
@@ -103,15 +105,7 @@ class Renderer:
         try:
             rendered = self.template.render(messages, conversation.tools)
             guarded = self._guard(messages, conversation.tools, rendered.text)
-            if self.supervise == "all":
-                spans = [(0, len(rendered.text), conversation.weight)]
-            else:
-                chars = self._tagged(rendered.spans, rendered.text) if self.template.has_tags else None
-                if chars is None:
-                    chars = _Spans(self.template, messages, conversation.tools, rendered.text).find()
-                elif rendered.spans:
-                    self._require_end(chars[-1], rendered.text, conversation.messages)
-                spans = self._weighted(chars, conversation)
+            spans = self._spans(rendered, messages, conversation)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         return Layout(rendered.text, spans, guarded)
@@ -165,17 +159,30 @@ class Renderer:
         same = len(rendered) == len(text) and all(a in (b, PLACEHOLDER) for a, b in zip(rendered, text))
         return rendered if same else None
 
-    def _tagged(self, spans: list[tuple[int, int]], text: str) -> list[tuple[int, int]]:
+    def _spans(self, rendered: Rendered, messages: list[dict[str, Any]], conversation: Conversation) -> list[Span]:
+        """What is supervised, with its weights."""
+        if self.supervise == "all":
+            if any(message.weight is not None for message in conversation.messages):
+                raise UserError(
+                    "a message has its own weight, which config.data.supervise 'all' cannot keep; use 'assistant'."
+                )
+            return [(0, len(rendered.text), conversation.weight)]
+        if self.template.has_tags:
+            chars = self._tagged(rendered, conversation.messages)
+        else:
+            chars = _Finder(self.template, messages, conversation.tools, rendered.text).find()
+        return self._weighted(chars, conversation)
+
+    def _tagged(self, rendered: Rendered, messages: list[Message]) -> list[tuple[int, int]]:
         """The spans of generation tags, with the end-of-turn token that some templates leave just outside."""
-        ends = [self._special.match(text, stop) for _, stop in spans]
-        return [(start, end.end() if end else stop) for (start, stop), end in zip(spans, ends)]
-
-    def _require_end(self, span: tuple[int, int], text: str, messages: list[Message]) -> None:
+        ends = [self._special.match(rendered.text, stop) for _, stop in rendered.spans]
+        spans = [(start, end.end() if end else stop) for (start, stop), end in zip(rendered.spans, ends)]
         last = next(message for message in reversed(messages) if message.role == "assistant")
-        if last.content and text[slice(*span)].endswith(last.content):
+        if spans and last.content and rendered.text[slice(*spans[-1])].endswith(last.content):
             raise UserError(_no_end(self.template))
+        return spans
 
-    def _weighted(self, chars: list[tuple[int, int]], conversation: Conversation) -> list[tuple[int, int, float]]:
+    def _weighted(self, chars: list[tuple[int, int]], conversation: Conversation) -> list[Span]:
         weights = [message.weight for message in conversation.messages if message.role == "assistant"]
         if len(weights) != len(chars):
             if any(weight is not None for weight in weights):
@@ -207,7 +214,7 @@ class Renderer:
         return Example(ids, weights, is_text=True)
 
 
-class _Spans:
+class _Finder:
     """Finds the assistant's spans in a rendered conversation whose template has no generation tags.
 
     Contents are found by rendering once more with invisible marks around them, inside surrounding blanks so that
@@ -305,8 +312,8 @@ def _no_end(template: Template) -> str:
 
 
 def _agreement(a: str, b: str) -> int:
-    """Length of the common beginning."""
-    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(a, b)))
+    """Length of the common beginning, by bisection."""
+    return bisect.bisect_left(range(min(len(a), len(b))), True, key=lambda n: a[: n + 1] != b[: n + 1])
 
 
 def _open(i: int) -> str:

@@ -11,7 +11,7 @@ from etils import epath
 
 from jaxsft.config import DataConfig, SourceConfig
 from jaxsft.data import cache as cache_module
-from jaxsft.data.cache import cached, hash_files, writing
+from jaxsft.data.cache import Entry, cached, hash_files, writing
 from jaxsft.data.dataset import prepare
 from jaxsft.data.render import Example
 from jaxsft.errors import UserError
@@ -21,7 +21,8 @@ from tests.data.conftest import write_jsonl
 def examples(count: int):
     for i in range(count):
         ids = np.arange(i, 2 * i + 2, dtype=np.int32)
-        yield Example(ids, (ids % 2).astype(np.float32), is_text=i == 1), f"s{i % 2}", "t"
+        example = Example(ids, (ids % 2).astype(np.float32), is_text=i == 1)
+        yield Entry(example, f"s{i % 2}", "t", "odd" if i % 2 else "")
 
 
 def never():
@@ -33,12 +34,16 @@ def test_written_once_and_read_back(tmp_path):
     first = cached(str(tmp_path), {"a": 1}, examples(4))
     again = cached(str(tmp_path), {"a": 1}, never())
     for cache in (first, again):
-        for i, (example, source, _) in enumerate(examples(4)):
+        for i, (example, source, _, _) in enumerate(examples(4)):
             span = slice(cache.starts[i], cache.starts[i + 1])
             assert (cache.ids[span] == example.ids).all()
             assert (cache.weights[span] == example.weights).all()
             assert cache.source_names[cache.sources[i]] == source
+            assert cache.supervised[i] == (example.weights > 0).sum()
+            assert not example.weights[: cache.firsts[i]].any()
+            assert example.weights[cache.firsts[i]] or not cache.supervised[i]
         assert cache.is_text.tolist() == [False, True, False, False]
+        assert cache.notices == {"odd": 2}
         assert isinstance(cache.ids, np.memmap)
     assert cached(str(tmp_path), {"a": 2}, examples(1)).fingerprint != first.fingerprint
     assert not list(tmp_path.glob("*.tmp"))

@@ -137,12 +137,16 @@ def test_a_missing_bos_is_told(make, tmp_path):
     (tmp_path / "bare.jinja").write_text(bare)
     notices = make(records("a", "b"), template=str(tmp_path / "bare.jinja"), own_tokenizer=tokenizer).report.notices
     assert len(notices) == 1
-    assert "2 examples do not begin with BOS '<s>'" in notices[0]
+    (text,) = notices
+    assert "without BOS '<s>'" in text
+    assert notices[text] == 2
     (tmp_path / "with.jinja").write_text("{{ bos_token }}" + bare)
     assert not make(records("a"), template=str(tmp_path / "with.jinja"), own_tokenizer=tokenizer).report.notices
 
 
 def test_bad_records_are_named(make, tmp_path):
+    with pytest.raises(UserError, match="weight"):
+        make([{"messages": [{"role": "assistant", "content": "a", "weight": 0.5}]}], supervise="all")
     with pytest.raises(UserError, match=r"s0\.jsonl, line 2: the conversation has no assistant turn"):
         make(records("a") + [{"messages": [{"role": "user", "content": "q"}]}])
     with pytest.raises(UserError, match=r"s0\.jsonl, line 1: .*prompt, response"):
@@ -153,6 +157,13 @@ def test_bad_records_are_named(make, tmp_path):
         make(records("a"), max_length=1)
     with pytest.raises(UserError, match="no data was named"):
         prepare(DataConfig(), make_tokenizer())
+
+
+def test_preference_pairs_train_on_the_preferred_answer(make, tokenizer):
+    dataset = make([{"prompt": "q", "chosen": "good", "rejected": "bad"}])
+    assert supervised(tokenizer, *dataset.example(0)[:2]) == ["good<|im_end|>"]
+    assert list(dataset.report.notices.values()) == [1]
+    assert "preferred" in str(dataset.report)
 
 
 def test_groups():

@@ -24,6 +24,9 @@ def test_supervised_tokens_are_marked(tmp_path, tokenizer):
     assert "task type sums" in text
     assert "\033[32mtwo<|im_end|>\033[0m" in show(dataset, tokenizer, 0, colour=True)
     assert summary.startswith("1 examples in 1 packed rows of 64 tokens")
+    assert summary.endswith("full")
+    config.max_examples_per_row = 1
+    assert "1 rows hold config.data.max_examples_per_row 1" in describe(config, tokenizer)[1]
 
 
 CONFIG = """
