@@ -90,7 +90,7 @@ class Workdir:
         temporary = self.path / f".{name}.tmp"
         try:
             temporary.write_text(json.dumps(value, indent=2) + "\n")
-            temporary.rename(self.path / name)
+            temporary.replace(self.path / name)
         except OSError as error:
             raise UserError(f"{self.path / name} cannot be written: {error.strerror}; free the disk and run again.") from error
 
@@ -107,7 +107,7 @@ class Metrics:
         self._text = "".join(kept)
         temporary = workdir.path / ".metrics.jsonl.tmp"
         temporary.write_text(self._text)
-        temporary.rename(self._path)
+        temporary.replace(self._path)
         if not _is_remote(self._path):
             self._file = open(self._path, "a")  # noqa: SIM115 (closed in close)
         if tensorboard:
