@@ -46,7 +46,8 @@ def main() -> str:
     prompter = make_prompter(model.tokenizer, template, model.source, RAW.value)
     sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value, MAX_NEW_TOKENS.value, prompter.stop_ids)
     mode = "plain continuation" if prompter.template is None else prompter.template.name
-    print(f"{len(prompts)} prompts, {mode}, {sampling}")
+    count = f"{len(prompts)} prompt{'s' if len(prompts) > 1 else ''}"
+    print(f"{count}, {mode}, {sampling}")
     ids = [prompter.encode(prompt) for prompt in prompts]
     began = time.monotonic()
     key = jax.random.key(SEED.value)
@@ -59,7 +60,7 @@ def main() -> str:
         write_text(OUTPUT.value, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     else:
         print("\n".join(f"\n{answer}" for answer in answers) + "\n")
-    return f"{sum(map(len, new))} tokens for {len(prompts)} prompts in {seconds:.1f} s, compilation included"
+    return f"{sum(map(len, new))} new tokens for {count} in {seconds:.1f} s, compilation included"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,107 @@
+"""What is exported computes what the model computed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsft.adapters.full import Full
+from jaxsft.adapters.lora import LoRA
+from jaxsft.adapters.method import Parts
+from jaxsft.adapters.peft import load_peft
+from jaxsft.config import LoRAConfig, MeshConfig, ModelConfig
+from jaxsft.data.templates import BUILT_IN
+from jaxsft.data.tokenizer import load_tokenizer
+from jaxsft.errors import UserError
+from jaxsft.sharding import make_mesh
+from jaxsft.training.export import export_hf, export_peft, logit_change
+from jaxsft.training.restore import OpenModel, open_model
+from tests.evaluation.folders import make_folder
+
+CONFIG = ModelConfig(dtype="float32", param_dtype="float32")
+
+
+@pytest.fixture(scope="module")
+def mesh():
+    return make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+    path = tmp_path_factory.mktemp("models") / "source"
+    make_folder(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def lora(source, mesh):
+    """A LoRA run with adapters that are not zero."""
+    plain = open_model(str(source), CONFIG, mesh)
+    method = LoRA(
+        LoRAConfig(rank=4, alpha=8.0, targets=("layers.*.attn.*_proj", "layers.1.mlp.up_proj")), plain.decoder.arch
+    )
+    parts = method.split(plain.params, jax.random.key(0))
+    noise = jax.tree.map(lambda p: p + 0.05 * jax.random.normal(jax.random.key(7), p.shape), parts.params)
+    mask = method.update_mask(parts.params)
+    parts = Parts(jax.tree.map(lambda new, old, m: jnp.where(m, new, old), noise, parts.params, mask), parts.frozen, {})
+    params, adapters = method.compose(parts, {})
+    tokenizer = load_tokenizer(str(source))
+    return OpenModel(plain.decoder, params, adapters, method, parts, tokenizer, "plain", plain.source)
+
+
+def logits(model):
+    row = jnp.arange(40)[None] % 97
+    hidden = model.decoder.forward(model.params, row, jnp.arange(40)[None], jnp.ones_like(row), adapters=model.adapters)
+    return np.asarray(model.decoder.head(model.decoder.head_params(model.params, model.adapters), hidden.hidden))
+
+
+def test_merged_checkpoint_computes_the_same(lora, source, mesh, tmp_path):
+    line = export_hf(lora, tmp_path / "out", mesh)
+    again = open_model(str(tmp_path / "out"), CONFIG, mesh)
+    np.testing.assert_allclose(logits(again), logits(lora), atol=2e-5)
+    assert np.abs(logits(again) - logits(open_model(str(source), CONFIG, mesh))).max() > 0.01
+    assert "float32 checkpoint" in line
+    assert again.tokenizer.chat_template == BUILT_IN["plain"]  # others prompt it as it learnt
+    assert again.tokenizer.encode("ab").ids == lora.tokenizer.encode("ab").ids
+
+
+def test_rounding_is_reported(lora, mesh, tmp_path):
+    line = export_hf(lora, tmp_path / "out", mesh, "bfloat16")
+    again = open_model(str(tmp_path / "out"), CONFIG, mesh)
+    change = logit_change(lora, lora.merged(), jnp.bfloat16)
+    assert 1e-4 < change < 0.5
+    assert f"bfloat16 checkpoint; the largest change of a logit by merging and rounding is {change:.2g}" in line
+    for leaf in jax.tree.leaves(again.params):
+        np.testing.assert_array_equal(leaf, leaf.astype(jnp.bfloat16).astype(jnp.float32))
+
+
+def test_peft_folder(lora, source, tmp_path):
+    export_peft(lora, tmp_path / "out")
+    params, config = load_peft(tmp_path / "out", lora.decoder.arch)
+    assert config.targets == ("layers.*.attn.k_proj", "layers.*.attn.o_proj", "layers.*.attn.q_proj",
+                              "layers.*.attn.v_proj", "layers.1.mlp.up_proj")  # fmt: skip
+    again, adapters = LoRA(config, lora.decoder.arch).compose(Parts(params, {"base": lora.params}, {}), {})
+    read = OpenModel(lora.decoder, again, adapters, None, None, lora.tokenizer, "plain", lora.source)
+    np.testing.assert_allclose(logits(read), logits(lora), atol=1e-6)
+    assert (tmp_path / "out" / "chat_template.jinja").read_text() == BUILT_IN["plain"]
+
+
+def test_refusals(lora, source, mesh, tmp_path):
+    plain = open_model(str(source), CONFIG, mesh)
+    with pytest.raises(UserError, match="not a LoRA run"):
+        export_peft(plain, tmp_path / "out")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "notes.txt").write_text("mine")
+    for export in (lambda: export_hf(lora, tmp_path / "out", mesh), lambda: export_peft(lora, tmp_path / "out")):
+        with pytest.raises(UserError, match="not empty"):
+            export()
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["notes.txt"]
+
+
+def test_a_fully_trained_run_is_itself(source, mesh, tmp_path):
+    plain = open_model(str(source), CONFIG, mesh)
+    method = Full(plain.decoder.arch)
+    parts = method.split(plain.params, jax.random.key(0))
+    run = OpenModel(plain.decoder, plain.params, None, method, parts, plain.tokenizer, "auto", plain.source)
+    assert export_hf(run, tmp_path / "out", mesh).endswith(" 0")
+    np.testing.assert_array_equal(logits(open_model(str(tmp_path / "out"), CONFIG, mesh)), logits(plain))

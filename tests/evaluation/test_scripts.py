@@ -1,0 +1,98 @@
+"""The scripts as users call them: figures in a file, answers on the screen, one sentence when something is wrong."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.evaluation.folders import make_folder
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NLL = ["evaluate", "--config=configs/eval/perplexity.py"]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """name -> (exit status, stdout, stderr) of commands that run side by side; and the folder they ran in."""
+    here = tmp_path_factory.mktemp("scripts")
+    make_folder(here / "model")
+    (here / "text.jsonl").write_text('{"text": "Hello, world."}\n{"text": "a longer text, of bytes"}\n')
+    model, text, out = (
+        f"--model={here / 'model'}",
+        f"--config.data.path={here / 'text.jsonl'}",
+        f"--output={here / 'out'}",
+    )
+    cache = f"--config.data.cache_dir={here / 'cache'}"
+    commands = {
+        "evaluate": [*NLL, model, text, out, cache],
+        "no file": [*NLL, model, "--config.data.path=nowhere.jsonl", out, cache],
+        "no model": [*NLL, "--model=/nowhere/at/all", text, out, cache],
+        "generate": ["generate", model, "--prompt=Hello", "--max_new_tokens=5", "--temperature=1"],
+        "chat": ["generate", model, "--prompt=Hello", "--template=plain", "--max_new_tokens=3", out + "2"],
+        "export": ["export", model, f"--output={here / 'exported'}", "--format=hf", "--dtype=bfloat16"],
+    }
+    environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    started = {
+        name: subprocess.Popen(
+            [sys.executable, f"scripts/{script}.py", *arguments],
+            cwd=REPOSITORY, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )
+        for name, (script, *arguments) in commands.items()
+    }  # fmt: skip
+    outputs = {name: process.communicate(timeout=300) for name, process in started.items()}
+    return here, {name: (started[name].returncode, *outputs[name]) for name in started}
+
+
+def test_evaluate_writes_figures(runs):
+    here, results = runs
+    status, stdout, stderr = results["evaluate"]
+    assert status == 0, stderr
+    figures = json.loads((here / "out").read_text())
+    assert (figures["tokens"], figures["examples"], figures["task"]) == (36, 2, "perplexity")
+    assert 0 < figures["nll_per_token"] < 20
+    assert (
+        stdout.splitlines()[-1]
+        == f"{here / 'out'}: nll_per_token {figures['nll_per_token']:.5f} over 36 tokens of 2 examples"
+    )
+
+
+def test_generate_prints_answers(runs):
+    here, results = runs
+    status, stdout, stderr = results["generate"]
+    assert status == 0, stderr
+    assert "plain continuation" in stdout
+    assert " new tokens for 1 prompt in " in stdout.splitlines()[-1]
+    assert results["chat"][0] == 0, results["chat"][2]
+    (record,) = map(json.loads, (here / "out2").read_text().splitlines())
+    assert record["prompt"] == "Hello"
+    assert 1 <= record["tokens"] <= 3
+
+
+def test_export_writes_a_folder(runs):
+    here, results = runs
+    status, stdout, stderr = results["export"]
+    assert status == 0, stderr
+    assert stdout.splitlines()[-1].startswith(f"{here / 'exported'}: bfloat16 checkpoint")
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {
+        file.name for file in (here / "exported").iterdir()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("no file", "nowhere.jsonl"),
+        ("no model", "/nowhere/at/all"),
+        ("no output", "--output"),
+        ("overwrite", "not empty"),
+    ],
+)
+def test_errors_are_one_sentence(runs, name, words):
+    status, _, stderr = runs[1][name]
+    assert status == 1
+    (line,) = stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    assert words in line
