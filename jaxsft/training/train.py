@@ -62,7 +62,8 @@ def train(config: TrainConfig, workdir: str) -> str:
         stack.callback(checkpoints.close)
         state, frozen, counters = _start(run, checkpoints)
         log = config.log
-        metrics = Metrics(folder, int(state.step), log.tensorboard, log.wandb_project, writer)
+        last_step = int(state.step) or -1  # of a fresh run nothing is kept, not even the evaluation before step 1
+        metrics = Metrics(folder, last_step, log.tensorboard, log.wandb_project, writer)
         stack.callback(metrics.close)
         loop = Loop(run, checkpoints, metrics, frozen, counters)
         state = loop.run(state)

@@ -113,7 +113,7 @@ class Metrics:
         if tensorboard:
             from tensorboardX import SummaryWriter
 
-            self._board = SummaryWriter(os.fspath(workdir.path / "tensorboard"), purge_step=resume_step + 1)
+            self._board = SummaryWriter(os.fspath(workdir.path / "tensorboard"), purge_step=max(resume_step + 1, 0))
         if wandb_project:
             self._wandb = _start_wandb(wandb_project, workdir)
 
