@@ -123,7 +123,7 @@ def writing(folder: Path) -> Iterator[None]:
             raise UserError(
                 f"the disk is full while writing the token cache in {folder}; set config.data.cache_dir to another."
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EEXIST):
+        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EEXIST):
             raise UserError(
                 f"the token cache {folder} cannot be written ({error.strerror}); set config.data.cache_dir to another."
             ) from error

@@ -239,7 +239,7 @@ def _windows(cache: TokenCache, config: DataConfig) -> _Windows:
     for i in np.flatnonzero(long[use]):
         supervised[i] = np.count_nonzero(cache.weights[firsts[i] : firsts[i] + size])
     if (sizes > size).any():
-        pieces = np.maximum(-(-(sizes - 1) // max(size - 1, 1)), 1)
+        pieces = -(-(sizes - 1) // (size - 1))
         inside = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
         ends = np.repeat(firsts + sizes, pieces)
         records, firsts = np.repeat(records, pieces), np.repeat(firsts, pieces) + inside * (size - 1)

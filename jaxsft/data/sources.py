@@ -79,7 +79,13 @@ class FileSource:
     """The records of files, one file after the other in order of their names."""
 
     def __init__(self, config: SourceConfig):
-        self.files, self.selection = _expand(config.path), ""
+        self.selection = ""
+        try:
+            self.files = _expand(config.path)
+        except ImportError as error:
+            raise UserError(
+                f"{config.path} cannot be opened: {error}; `pip install jaxsft[gcs]` adds gs://."
+            ) from error
         self.name = config.name or (
             self.files[0].stem if len(self.files) == 1 else config.path.rstrip("/").split("/")[-1]
         )

@@ -87,6 +87,17 @@ def test_a_token_across_the_seam_belongs_to_the_prompt(tokenizer):
     assert runs(tokenizer, source, chat("q", "colour you")) == [" you</s>"]
 
 
+@pytest.mark.parametrize("answer", ["", " \n"])
+def test_an_empty_answer_teaches_to_stop(tokenizer, answer):
+    want = [f"{answer}<|im_end|>", "two<|im_end|>"]
+    assert runs(tokenizer, CHATML, chat("q", answer, "q", "two")) == want
+
+
+def test_an_assistant_may_speak_first(tokenizer):
+    turns = [Message("assistant", "Welcome!"), Message("user", "q"), Message("assistant", "one")]
+    assert runs(tokenizer, CHATML, Conversation(turns)) == ["Welcome!<|im_end|>", "one<|im_end|>"]
+
+
 def test_rewritten_history(tokenizer):
     thought = "<think>\nhm\n</think>\n\n"
     want = ["one<|im_end|>", "<think>\nhm\n</think>\n\ntwo<|im_end|>"]

@@ -1,3 +1,4 @@
+import importlib.util
 import json
 import os
 import subprocess
@@ -6,8 +7,10 @@ import sys
 import pyarrow
 import pyarrow.parquet
 import pytest
+from etils.epath import testing as epath_testing
 
 from jaxsft.config import SourceConfig
+from jaxsft.data.cache import hash_files
 from jaxsft.data.sources import open_source, row_range
 from jaxsft.errors import UserError
 from tests.data.conftest import write_jsonl
@@ -96,6 +99,39 @@ def test_nothing_there(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError):
         open_source(SourceConfig(path=path))
+
+
+@pytest.fixture
+def bucket(tmp_path):
+    """`gs://bucket` is a folder here."""
+    root = tmp_path / "bucket"
+    root.mkdir()
+    here = lambda path: str(path).replace("gs://bucket", str(root))  # noqa: E731
+    there = lambda path: str(path).replace(str(root), "gs://bucket")  # noqa: E731
+    plain = lambda function, path, *rest: function(here(path), *rest)  # noqa: E731
+    with epath_testing.mock_epath(
+        open=plain, exists=plain, isdir=plain, listdir=plain, stat=plain,
+        glob=lambda function, path: [there(found) for found in function(here(path))],
+    ):  # fmt: skip
+        yield root
+
+
+def test_buckets(bucket, tmp_path):
+    write_jsonl(bucket / "a.jsonl", RECORDS[:2])
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(RECORDS[2:]), bucket / "b.parquet")
+    assert read("gs://bucket/a.jsonl") == RECORDS[:2]
+    assert read("gs://bucket") == RECORDS
+    assert read("gs://bucket/*.jsonl") == RECORDS[:2]
+    source = open_source(SourceConfig(path="gs://bucket/b.parquet"))
+    assert next(source.records(0, 1))[1] == "gs://bucket/b.parquet, row 1"
+    assert len(set(hash_files(source.files, tmp_path / "notes"))) == 1
+
+
+def test_a_bucket_needs_its_package():
+    if importlib.util.find_spec("gcsfs"):
+        pytest.skip("gcsfs is installed")
+    with pytest.raises(UserError, match=r"jaxsft\[gcs\]"):
+        open_source(SourceConfig(path="gs://bucket/a.jsonl"))
 
 
 WRITE_TFDS = """
