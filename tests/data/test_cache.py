@@ -58,7 +58,7 @@ def killed_while_writing(folder: str) -> None:
 
 
 def test_a_half_written_cache_is_never_taken_for_whole(tmp_path):
-    process = multiprocessing.get_context("fork").Process(target=killed_while_writing, args=(str(tmp_path),))
+    process = multiprocessing.get_context("spawn").Process(target=killed_while_writing, args=(str(tmp_path),))
     process.start()
     process.join()
     assert process.exitcode == -signal.SIGKILL
@@ -81,12 +81,12 @@ def build(folder: str, barrier, result) -> None:
 
 
 def test_processes_that_build_at_once(tmp_path):
-    context = multiprocessing.get_context("fork")
-    barrier, result = context.Barrier(4), context.Queue()
-    processes = [context.Process(target=build, args=(str(tmp_path), barrier, result)) for _ in range(4)]
+    context = multiprocessing.get_context("spawn")
+    barrier, result = context.Barrier(3), context.Queue()
+    processes = [context.Process(target=build, args=(str(tmp_path), barrier, result)) for _ in range(3)]
     for process in processes:
         process.start()
-    assert [result.get(timeout=60) for _ in processes] == [301] * 4
+    assert [result.get(timeout=60) for _ in processes] == [301] * 3
     for process in processes:
         process.join()
     assert len(list(tmp_path.iterdir())) == 1
