@@ -9,7 +9,6 @@ import time
 
 import jax
 from absl import flags
-from jaxsft.training.restore import open_model
 
 from jaxsft import cli
 from jaxsft.config import MeshConfig, ModelConfig
@@ -18,6 +17,7 @@ from jaxsft.decoding.prompts import as_json, make_prompter, read_prompts
 from jaxsft.errors import UserError
 from jaxsft.files import write_text
 from jaxsft.sharding import make_mesh
+from jaxsft.training.restore import open_model
 
 MODEL = flags.DEFINE_string("model", None, "Hugging Face folder or hub name, or a workdir.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be given several times.")

@@ -7,11 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxsft.config import MeshConfig
 from jaxsft.decoding.generate import Sampling, choose, generate, keep_likeliest
 from jaxsft.errors import UserError
-from jaxsft.models.architecture import Architecture
 from jaxsft.models.checkpoint import load_architecture, load_params
 from jaxsft.models.decoder import Decoder
+from jaxsft.sharding import make_mesh, tree_shardings
+from tests.tiny import llama
 
 KEY = jax.random.key(0)
 
@@ -106,22 +108,8 @@ def test_samples_do_not_depend_on_the_batch():
 
 @pytest.fixture(scope="module")
 def tiny():
-    arch = Architecture.from_hf(
-        {
-            "model_type": "llama",
-            "vocab_size": 61,
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "max_position_embeddings": 64,
-            "rms_norm_eps": 1e-5,
-            "tie_word_embeddings": False,
-        }
-    )
-    decoder = Decoder(arch)
-    params = jax.tree.map(lambda p: 6 * p if p.ndim > 2 else p, decoder.init(jax.random.key(2)))  # not almost uniform
+    decoder = Decoder(llama(max_position_embeddings=64))
+    params = jax.tree.map(lambda p: 2 * p if p.ndim > 1 else p, decoder.init(jax.random.key(2)))  # far from uniform
     return decoder, params
 
 
@@ -147,6 +135,16 @@ def test_greedy_is_the_argmax_of_a_full_forward(tiny):
     assert len({tuple(e) for e in expected}) == 4
     assert generate(decoder, params, None, prompts, Sampling(max_new_tokens=12), KEY) == expected
     assert generate(decoder, params, None, prompts, Sampling(max_new_tokens=12), KEY, batch_size=1) == expected
+
+
+def test_sharded_parameters_generate_the_same(tiny):
+    decoder, params = tiny
+    mesh = make_mesh(MeshConfig(replica=2, fsdp=2, tensor=2))
+    sharded = jax.device_put(params, tree_shardings(decoder.logical_axes(), params, mesh))
+    prompts, sampling = [[5, 9, 2], [7], [30, 31]], Sampling(temperature=0.7, top_k=20, top_p=0.9, max_new_tokens=6)
+    with jax.set_mesh(mesh):
+        new = generate(decoder, sharded, None, prompts, sampling, KEY)
+    assert new == generate(decoder, params, None, prompts, sampling, KEY)
 
 
 def test_real_model_greedy_ids(real_data):
