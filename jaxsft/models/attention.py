@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from jaxsft.models import splash
 
+SHORTEST_RUN, MOST_RUNS = 128, 8  # queries of a run, runs of a row (each is compiled)
 MASKED = -1e30  # finite, so that a row without any visible key has finite logits and gradients
 
 
@@ -52,8 +53,7 @@ def attention(
     if kv_segment_ids is None:
         if implementation == "auto" and splash.fits(q, k):
             return splash.splash_attention(q, k, v, segment_ids, window, soft_cap, scale)
-        index = jnp.arange(q.shape[1], dtype=jnp.int32)[None]
-        return _xla(q, k, v, (segment_ids, index), (segment_ids, index), window, soft_cap, scale)
+        return _causal(q, k, v, segment_ids, window, soft_cap, scale)
     return _xla(q, k, v, (segment_ids, positions), (kv_segment_ids, kv_positions), window, soft_cap, scale)
 
 
@@ -65,15 +65,36 @@ def visible(queries: tuple[jax.Array, jax.Array], keys: tuple[jax.Array, jax.Arr
     return seen if window is None else seen & (distance < window)
 
 
+def _causal(q, k, v, segment_ids, window, soft_cap, scale):
+    """Runs of queries one after the other, each with the keys that any of them can see: half the work of all pairs."""
+    length = q.shape[1]
+    index = jnp.arange(length, dtype=jnp.int32)[None]
+    run = max(SHORTEST_RUN, -(-length // MOST_RUNS))
+    mixed = []
+    for start in range(0, length, run):
+        stop = min(start + run, length)
+        queries, keys = slice(start, stop), slice(0 if window is None else max(start - window + 1, 0), stop)
+        places = [(segment_ids[:, part], index[:, part]) for part in (queries, keys)]
+        mixed.append(_xla(q[:, queries], k[:, keys], v[:, keys], *places, window, soft_cap, scale))
+    return jnp.concatenate(mixed, axis=1) if len(mixed) > 1 else mixed[0]
+
+
 def _xla(q, k, v, queries, keys, window, soft_cap, scale):
+    """The heads of a group share their keys as rows of one product; the softmax is divided out after it."""
     batch, length, heads, head_dim = q.shape
     kv_heads = k.shape[2]
     wide = jnp.promote_types(q.dtype, jnp.float32)
-    grouped = q.reshape(batch, length, kv_heads, heads // kv_heads, head_dim)
-    logits = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=wide) * scale
+    q = q.reshape(batch, length, kv_heads, -1, head_dim).transpose(0, 2, 3, 1, 4).reshape(batch, kv_heads, -1, head_dim)
+    k, v = k.swapaxes(1, 2), v.swapaxes(1, 2)
+    logits = jnp.einsum("bkqd,bksd->bkqs", q, k, preferred_element_type=wide) * scale
     if soft_cap is not None:
         logits = soft_cap * jnp.tanh(logits / soft_cap)
-    mask = visible(queries, keys, window)[:, None, None]
-    probs = jax.nn.softmax(jnp.where(mask, logits, MASKED), axis=-1)
-    probs = jnp.where(mask, probs, 0).astype(v.dtype)
-    return jnp.einsum("bkgts,bskd->btkgd", probs, v).reshape(q.shape)
+    logits = logits.reshape(batch, kv_heads, -1, length, k.shape[2])
+    logits = jnp.where(visible(queries, keys, window)[:, None, None], logits, MASKED)
+    shares = jnp.exp(logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True)))
+    shares = shares.reshape(batch, kv_heads, -1, k.shape[2])
+    mixed = jnp.einsum("bkqs,bksd->bkqd", shares.astype(v.dtype), v, preferred_element_type=wide)
+    mixed = (mixed / jnp.sum(shares, axis=-1, keepdims=True)).astype(v.dtype)
+    mixed = mixed.reshape(batch, kv_heads, -1, length, head_dim).transpose(0, 3, 1, 2, 4)
+    mixed = mixed.reshape(batch, length, heads, head_dim)
+    return jnp.where(queries[0][:, :, None, None] > 0, mixed, 0)  # padding saw nothing, so took all alike

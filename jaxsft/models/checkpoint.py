@@ -19,7 +19,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDev
 
 from jaxsft.config import did_you_mean
 from jaxsft.errors import UserError
-from jaxsft.files import new_folder
+from jaxsft.files import check_new_folder, new_folder
 from jaxsft.models import layout, tensorfiles, weights
 from jaxsft.models.architecture import Architecture
 from jaxsft.models.decoder import Decoder, Params
@@ -148,6 +148,7 @@ def save_hf(
     Raises:
       UserError: if the folder holds something, or cannot be written (a full disk leaves nothing behind).
     """
+    check_new_folder(path)
     held = layout.flatten(decoder.arch, params)
     wanted = {tensor.name: tensor for tensor in weights.tensors(decoder)}
     dtypes = {name: np.dtype(dtype or held[tensor.logical][0].dtype) for name, tensor in wanted.items()}

@@ -8,8 +8,7 @@ from jaxsft.models import layout
 from jaxsft.models.architecture import Architecture
 from jaxsft.models.decoder import Decoder
 
-# Tensors that old checkpoints hold and that are computed here.
-IGNORED = re.compile(r".*rotary_emb\.inv_freq|.*\.masked_bias|.*\.attn\.bias")
+IGNORED = re.compile(r".*\.rotary_emb\.inv_freq")  # held by old checkpoints, computed here
 # What of a multimodal checkpoint is not the language model, and how its files prefix the language model.
 OTHER_TOWERS = re.compile(r"(model\.)?(vision_tower|multi_modal_projector)\..*")
 TEXT_PREFIXES = {"language_model.": "", "model.language_model.": "model."}

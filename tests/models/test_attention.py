@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxsft.models import attention as attention_module
 from jaxsft.models.attention import attention
 
 B, T, H, K, D = 2, 12, 4, 2, 8
@@ -29,9 +30,11 @@ def by_hand(q, k, v, segments, window, soft_cap, scale):
     return out
 
 
+@pytest.mark.parametrize("run", [5, 128])
 @pytest.mark.parametrize("window", [None, 3])
 @pytest.mark.parametrize("soft_cap", [None, 2.0])
-def test_attention_equals_a_loop_over_pairs(qkv, window, soft_cap):
+def test_attention_equals_a_loop_over_pairs(qkv, run, window, soft_cap, monkeypatch):
+    monkeypatch.setattr(attention_module, "SHORTEST_RUN", run)  # several runs of queries, the last one short
     positions = np.zeros_like(SEGMENTS)  # must not matter: places in the row decide
     result = attention(*qkv, SEGMENTS, positions, window, soft_cap, 0.5)
     np.testing.assert_allclose(result, by_hand(*qkv, SEGMENTS, window, soft_cap, 0.5), atol=1e-5)

@@ -57,8 +57,9 @@ from jaxsft.sharding import make_mesh, tree_shardings
 mesh = make_mesh(MeshConfig(1, 2, 2), topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2").devices)
 for head_dim in map(int, sys.argv[2:]):
     arch = Architecture.from_hf({
-        "model_type": sys.argv[1], "vocab_size": 512, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": head_dim, "sliding_window": 200,
+        "model_type": sys.argv[1], "vocab_size": 512, "hidden_size": 256, "intermediate_size": 512,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2, "head_dim": head_dim,
+        "sliding_window": 200,
     })
     decoder = Decoder(arch, dtype=jnp.bfloat16)
     shapes = decoder.abstract_params(jnp.float32)
