@@ -85,7 +85,9 @@ def environment(**changes: str) -> dict[str, str]:
 
 def run(arguments: Sequence[str], **changes: str) -> subprocess.CompletedProcess:
     """The finished process, its output as text."""
-    return subprocess.run(arguments, env=environment(**changes), capture_output=True, text=True, timeout=300, check=False)
+    return subprocess.run(
+        arguments, env=environment(**changes), capture_output=True, text=True, timeout=300, check=False
+    )
 
 
 def lines(workdir: Path) -> list[dict]:

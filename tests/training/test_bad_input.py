@@ -49,7 +49,9 @@ def test_data(command, tmp_path, text, expected):
 def test_template_that_masks_everything(command, tmp_path):
     template = tmp_path / "silent.jinja"
     template.write_text("{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}")
-    refused(command(tmp_path / "w", data(tmp_path, GOOD * 3), "data.rows=", f"data.template={template}"), "silent.jinja")
+    refused(
+        command(tmp_path / "w", data(tmp_path, GOOD * 3), "data.rows=", f"data.template={template}"), "silent.jinja"
+    )
 
 
 def test_no_weights(command, tmp_path):
@@ -67,14 +69,17 @@ def test_no_weights(command, tmp_path):
         ("optimizer.learning_rte=1e-3", ("learning_rte", "learning_rate")),
         ("mesh.fsdp=3", ("mesh", "devices")),
         ("batch_size=9", ("batch_size", "accumulate")),
-        ("mesh.tensor=8", ("tensor=8", "does not divide")),
     ],
 )
 def test_config(command, tmp_path, override, expected):
     extra = ("accumulate=2",) if override.startswith("batch") else ()
     devices = "--xla_force_host_platform_device_count=8"
-    mesh = () if override.startswith("mesh") else ("mesh.fsdp=1", "mesh.replica=-1")
-    refused(command(tmp_path / "w", override, *extra, *mesh), *expected, XLA_FLAGS=devices)
+    refused(command(tmp_path / "w", override, *extra), *expected, XLA_FLAGS=devices)
+
+
+def test_mesh_that_does_not_divide_the_model(command, tmp_path):
+    devices = "--xla_force_host_platform_device_count=3"
+    refused(command(tmp_path / "w", "mesh.tensor=3"), "=32", "tensor=3", "does not divide", XLA_FLAGS=devices)
 
 
 def test_patterns_that_name_nothing(command, tmp_path):
@@ -118,5 +123,8 @@ def test_no_config():
     script = str(REPOSITORY / "scripts" / "train.py")
     refused([sys.executable, script, "--workdir=w"], "--config")
     refused([sys.executable, script, "--config=nowhere.py"], "nowhere.py")
-    assert subprocess.run([sys.executable, script, "--help"], env=environment(), capture_output=True).returncode in (0, 1)
+    assert subprocess.run([sys.executable, script, "--help"], env=environment(), capture_output=True).returncode in (
+        0,
+        1,
+    )
     assert os.path.exists(script)

@@ -42,7 +42,10 @@ def test_losses_of_one_process_through_a_kill(command, tmp_path, kind):
     arguments = command(workdir, *overrides)
     processes = _start(arguments, log)
     began = time.monotonic()
-    while not any((workdir / "checkpoints").glob("[0-9]*/commit_success.txt")) and not (workdir / "checkpoints" / "4").exists():
+    while (
+        not any((workdir / "checkpoints").glob("[0-9]*/commit_success.txt"))
+        and not (workdir / "checkpoints" / "4").exists()
+    ):
         assert time.monotonic() - began < 200 and processes[0].poll() is None, _logs(log)
         time.sleep(0.02)
     processes[1].kill()

@@ -39,7 +39,11 @@ def test_killed_at_random_moments(undisturbed, command, tmp_path):
     draw = random.Random(seed)
     while not (workdir / "summary.json").exists():
         process = subprocess.Popen(
-            command(workdir, *overrides), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+            command(workdir, *overrides),
+            env=environment(),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
         )
         if kills < 5:
             target = draw.randint(1, 22)  # a step; then a moment inside or after it
@@ -68,7 +72,9 @@ def test_sigterm_saves_and_the_same_command_resumes(undisturbed, command, tmp_pa
     overrides, expected, _ = undisturbed
     workdir = tmp_path / "run"
     arguments = command(workdir, *overrides, "checkpoint.every=0")
-    process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    process = subprocess.Popen(
+        arguments, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+    )
     _wait_for_step(workdir, 3, process)
     process.terminate()
     out, _ = process.communicate(timeout=120)
@@ -112,7 +118,10 @@ def test_a_live_run_is_left_alone(undisturbed, command, tmp_path):
     overrides, _, _ = undisturbed
     workdir = tmp_path / "run"
     process = subprocess.Popen(
-        command(workdir, *overrides, "steps=2000"), env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command(workdir, *overrides, "steps=2000"),
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     )
     try:
         _wait_for_step(workdir, 1, process)
