@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxsft.data.conversation import Conversation, Message
-from jaxsft.data.templates import Rendered, Template
+from jaxsft.data.templates import REASONING_FIELDS, Rendered, Template
 from jaxsft.data.tokenizer import Encoding, Tokenizer, any_of
 from jaxsft.errors import UserError
 
@@ -121,6 +121,11 @@ class Renderer:
             raise UserError(
                 f"{where}: a message calls tools, but {self.template.name} does not write calls; use one that does."
             )
+        thinks = any(name in message.fields for message in conversation.messages for name in REASONING_FIELDS)
+        if thinks and not any(name in source for name in REASONING_FIELDS):
+            raise UserError(
+                f"{where}: a message has reasoning, but {self.template.name} does not write it; use one that does."
+            )
 
     def _guard(self, messages: list[dict[str, Any]], tools: Any, text: str) -> list[tuple[int, int]]:
         """Where in the rendered text the control strings of contents are.
@@ -178,8 +183,11 @@ class Renderer:
         ends = [self._special.match(rendered.text, stop) for _, stop in rendered.spans]
         spans = [(start, end.end() if end else stop) for (start, stop), end in zip(rendered.spans, ends)]
         last = next(message for message in reversed(messages) if message.role == "assistant")
-        if spans and last.content and rendered.text[slice(*spans[-1])].endswith(last.content):
-            raise UserError(_no_end(self.template))
+        content = last.content or ""
+        if spans and (core := content.strip()):
+            _, _, tail = rendered.text[slice(*spans[-1])].rpartition(core)
+            if tail in ("", content[len(content.rstrip()) :]):
+                raise UserError(_no_end(self.template))
         return spans
 
     def _weighted(self, chars: list[tuple[int, int]], conversation: Conversation) -> list[Span]:
@@ -230,7 +238,7 @@ class _Finder:
         """The spans, one for each assistant turn.
 
         Raises:
-          UserError: if a turn cannot be found, or the last one has no end-of-turn mark.
+          UserError: if a turn cannot be found, or the template writes no end-of-turn mark.
         """
         spans, previous = [], 0
         for i, message in enumerate(self.messages):
@@ -259,10 +267,11 @@ class _Finder:
         header = prompt[len(history) :] if prompt.startswith(history) else ""
         since = max(previous, _agreement(history, self.text))
         before = self.text[since : closed if opened is None else opened]
+        search = before.find if opened is None and closed is None else before.rfind  # nothing bounds it: the first one
         core = header.strip()
         shortest = len(core.split(maxsplit=1)[0]) if core else 1
         for length in range(len(core), shortest - 1, -1):
-            if (at := before.rfind(core[:length])) >= 0:
+            if (at := search(core[:length])) >= 0:
                 begin = since + at + length
                 blanks = header[len(header.rstrip()) :] if length == len(core) else ""
                 return begin + _agreement(blanks, self.text[begin:])
@@ -273,15 +282,14 @@ class _Finder:
     def _end(self, i: int) -> int | None:
         """Behind the end-of-turn mark: what the template writes after the content, without closing blanks."""
         closed = self.places.get(_close(i))
-        whole = self.template.render(self.marked[: i + 1], self.tools).text
-        _, mark, tail = whole.rpartition(_close(i))
-        if not mark:
-            whole = whole.rstrip()
+        _, mark, tail = self.template.render(self.marked[: i + 1], self.tools).text.rpartition(_close(i))
+        if not mark:  # an empty answer
+            whole = self.template.render(self.messages[: i + 1], self.tools).text.rstrip()
             return len(whole) if self.text.startswith(whole) else None
         if closed is None:
             return None
         tail = tail.rstrip() or tail
-        if i == len(self.messages) - 1 and not tail:
+        if not tail:
             raise UserError(_no_end(self.template))
         return closed + len(tail) if self.text.startswith(tail, closed) else closed
 

@@ -103,6 +103,10 @@ def test_rewritten_history(tokenizer):
     want = ["one<|im_end|>", "<think>\nhm\n</think>\n\ntwo<|im_end|>"]
     assert runs(tokenizer, FORGETS, chat("q", thought + "one", "q", thought + "two")) == want
     assert runs(tokenizer, FORGETS, chat("q", "one", "q", thought + "two")) == want
+    assert runs(tokenizer, FORGETS, chat("q", thought + "one", "q", "")) == [
+        want[0],
+        "<think>\n\n</think>\n\n<|im_end|>",
+    ]
 
 
 def test_tool_calls_are_supervised(tokenizer):
@@ -181,10 +185,16 @@ def test_tags_that_leave_the_end_of_turn_outside(tokenizer):
             chat("q", "a"),
             ["never learn to stop"],
         ),
-        (TAGGED.replace("<|im_end|>", ""), chat("q", "a"), ["never learn to stop"]),
+        (
+            "{%- for m in messages %}{{- m.role + ':' + m.content }}{%- endfor %}",
+            chat("q", "a", "r"),
+            ["learn to stop"],
+        ),
+        (TAGGED.replace("<|im_end|>", ""), chat("q", "a "), ["never learn to stop"]),
         ("<s>" + TRIMMING, chat("q", "a"), ["BOS twice"]),
         ("{{ raise_exception('too odd') }}", chat("q", "a"), ["too odd"]),
         ("{{ messages[0].content }}</s>", chat("q", "a"), ["cannot be found", "generation"]),
+        (CHATML, Conversation([Message("assistant", "a", fields={"reasoning_content": "hm"})]), ["reasoning"]),
         (CHATML, chat("q", "a", tools=[{"name": "f"}]), ["tools"]),
         (
             TAGGED + TAGGED,
