@@ -22,7 +22,7 @@ from jaxsft.training.restore import open_model
 MODEL = flags.DEFINE_string("model", None, "Hugging Face folder or hub name, or a workdir.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be given several times.")
 PROMPTS = flags.DEFINE_string("prompts", None, "File of records with `prompt` or `messages`.")
-OUTPUT = flags.DEFINE_string("output", None, "JSON Lines file to write instead of printing the answers.")
+OUTPUT = flags.DEFINE_string("output", None, "JSON Lines file to which prompts and answers are written too.")
 TEMPLATE = flags.DEFINE_string("template", "auto", "Chat template: auto, a built-in one, or a .jinja file.")
 RAW = flags.DEFINE_bool("raw", False, "Continue the prompt as plain text.")
 TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token.")
@@ -55,11 +55,10 @@ def main() -> str:
         new = generate(model.decoder, model.params, model.adapters, ids, sampling, key, batch_size=BATCH_SIZE.value)
     seconds = time.monotonic() - began
     answers = [prompter.decode(before, after) for before, after in zip(ids, new)]
+    print("\n".join(f"\n{answer}" for answer in answers) + "\n")
     if OUTPUT.value:
         records = [{"prompt": as_json(p), "answer": a, "tokens": len(n)} for p, a, n in zip(prompts, answers, new)]
         write_text(OUTPUT.value, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
-    else:
-        print("\n".join(f"\n{answer}" for answer in answers) + "\n")
     return f"{sum(map(len, new))} new tokens for {count} in {seconds:.1f} s, compilation included"
 
 

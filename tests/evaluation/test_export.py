@@ -14,7 +14,7 @@ from jaxsft.data.templates import BUILT_IN
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
 from jaxsft.sharding import make_mesh
-from jaxsft.training.export import export_hf, export_peft, logit_change
+from jaxsft.training.export import export_hf, export_peft
 from jaxsft.training.restore import OpenModel, open_model
 from tests.evaluation.folders import make_folder
 
@@ -68,9 +68,10 @@ def test_merged_checkpoint_computes_the_same(lora, source, mesh, tmp_path):
 def test_rounding_is_reported(lora, mesh, tmp_path):
     line = export_hf(lora, tmp_path / "out", mesh, "bfloat16")
     again = open_model(str(tmp_path / "out"), CONFIG, mesh)
-    change = logit_change(lora, lora.merged(), jnp.bfloat16)
-    assert 1e-4 < change < 0.5
-    assert f"bfloat16 checkpoint; the largest change of a logit by merging and rounding is {change:.2g}" in line
+    text, _, change = line.rpartition(" ")
+    assert text.endswith("bfloat16 checkpoint; the largest change of a logit by merging and rounding is")
+    assert 1e-4 < float(change) < 0.5
+    assert 0.2 < np.abs(logits(again) - logits(lora)).max() / float(change) < 5  # on other tokens
     for leaf in jax.tree.leaves(again.params):
         np.testing.assert_array_equal(leaf, leaf.astype(jnp.bfloat16).astype(jnp.float32))
 

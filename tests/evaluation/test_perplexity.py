@@ -31,7 +31,6 @@ def expected(params, examples, log_softmax):
 @pytest.mark.parametrize(
     ("mesh", "rows", "packing"),
     [
-        (MeshConfig(fsdp=1), 1, True),
         (MeshConfig(fsdp=1), 4, True),
         (MeshConfig(fsdp=1), 3, False),
         (MeshConfig(fsdp=8), 8, True),
