@@ -36,12 +36,12 @@ def by_hand(q, k, v, segments, window, soft_cap, scale):
 def test_attention_equals_a_loop_over_pairs(qkv, run, window, soft_cap, monkeypatch):
     monkeypatch.setattr(attention_module, "SHORTEST_RUN", run)  # several runs of queries, the last one short
     positions = np.zeros_like(SEGMENTS)  # must not matter: places in the row decide
-    result = attention(*qkv, SEGMENTS, positions, window, soft_cap, 0.5)
+    result = jax.jit(lambda q, k, v: attention(q, k, v, SEGMENTS, positions, window, soft_cap, 0.5))(*qkv)
     np.testing.assert_allclose(result, by_hand(*qkv, SEGMENTS, window, soft_cap, 0.5), atol=1e-5)
 
 
 def test_padding_gives_zeros_and_finite_gradients(qkv):
-    apply = lambda qkv: attention(*qkv, SEGMENTS, SEGMENTS, None, None, 1.0)  # noqa: E731
+    apply = jax.jit(lambda qkv: attention(*qkv, SEGMENTS, SEGMENTS, None, None, 1.0))
     assert not np.any(apply(qkv)[0, 9:])
     for gradient in jax.jit(jax.grad(lambda qkv: jnp.sum(jnp.square(apply(qkv)))))(qkv):
         assert np.all(np.isfinite(gradient))
@@ -52,14 +52,16 @@ def test_keys_of_a_cache_are_placed_by_their_positions(qkv):
     q, k, v = qkv
     order = np.random.default_rng(1).permutation(T)
     ones, places = np.ones((B, T), np.int32), np.broadcast_to(np.arange(T, dtype=np.int32), (B, T))
-    whole = attention(q, k, v, ones, places, 4, None, 1.0)
+    attend = jax.jit(attention, static_argnames=("window", "soft_cap", "scale"))
+    whole = attend(q, k, v, ones, places, 4, None, 1.0)
     cached = {"kv_segment_ids": ones, "kv_positions": places[:, order]}
-    one = attention(q[:, 7:8], k[:, order], v[:, order], ones[:, :1], places[:, 7:8], 4, None, 1.0, **cached)
+    one = attend(q[:, 7:8], k[:, order], v[:, order], ones[:, :1], places[:, 7:8], 4, None, 1.0, **cached)
     np.testing.assert_allclose(one, whole[:, 7:8], atol=1e-6)
 
 
 def test_bfloat16_logits_are_float32(qkv):
     low = [jnp.asarray(x, jnp.bfloat16) for x in qkv]
     exact = by_hand(*[np.asarray(x, np.float32) for x in low], SEGMENTS, None, None, 4.0)
-    assert attention(*low, SEGMENTS, SEGMENTS, None, None, 4.0).dtype == jnp.bfloat16
-    np.testing.assert_allclose(attention(*low, SEGMENTS, SEGMENTS, None, None, 4.0), exact, atol=0.03)
+    result = jax.jit(lambda q, k, v: attention(q, k, v, SEGMENTS, SEGMENTS, None, None, 4.0))(*low)
+    assert result.dtype == jnp.bfloat16
+    np.testing.assert_allclose(result, exact, atol=0.03)

@@ -35,17 +35,17 @@ def test_examples_of_a_row_do_not_touch_each_other(case):
     decoder, params = load(GOLDEN / case)
     ids = np.random.default_rng(1).integers(1, 96, 32)
     ids[-4:] = 0
-    forward = jax.jit(decoder.forward)
-    hidden = forward(params, *packed(ids)).hidden[0]
+    forward, head = jax.jit(decoder.forward), jax.jit(decoder.head)
+    hidden = np.asarray(forward(params, *packed(ids)).hidden[0])
     edited = ids.copy()
     edited[9:21] = edited[9:21][::-1]
-    other = forward(params, *packed(edited)).hidden[0]
+    other = np.asarray(forward(params, *packed(edited)).hidden[0])
     np.testing.assert_array_equal(hidden[:9], other[:9])
     np.testing.assert_array_equal(hidden[21:28], other[21:28])
     assert np.abs(hidden[9:21] - other[9:21]).max() > 0.1
     assert np.all(np.isfinite(hidden))
     alone = np.concatenate([run(decoder, params, part[None])[0] for part in np.split(ids[:28], [9, 21])])
-    np.testing.assert_allclose(decoder.head(params, hidden[:28]), alone, atol=2e-5)
+    np.testing.assert_allclose(head(params, hidden)[:28], alone, atol=2e-5)
 
 
 @pytest.mark.parametrize("remat", ["none", "dots", "block"])
@@ -143,9 +143,10 @@ def test_bfloat16_compute_gives_float32_logits_near_the_float32_ones():
     logits = jax.jit(low.head)(params, hidden)
     assert (hidden.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
     exact = jax.jit(decoder.head)(params, jax.jit(decoder.forward)(params, *packed(np.arange(32))).hidden)
+    logits, exact = np.asarray(logits), np.asarray(exact)
     assert np.abs(logits - exact)[0, :28].mean() < 0.05 * np.abs(exact)[0, :28].mean()
     # A bfloat16 product would be a multiple of 2^-8 of its size; accumulated in float32 it is not.
-    assert np.any(np.asarray(logits) != np.asarray(logits.astype(jnp.bfloat16).astype(jnp.float32)))
+    assert np.any(logits != logits.astype(jnp.bfloat16).astype(np.float32))
 
 
 def test_program_does_not_grow_with_depth():

@@ -27,7 +27,7 @@ def load(folder: Path) -> tuple[Decoder, dict]:
 def run(decoder: Decoder, params: dict, ids: np.ndarray) -> np.ndarray:
     positions = np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape)
     hidden = jax.jit(decoder.forward)(params, ids, positions, np.ones_like(ids)).hidden
-    return np.asarray(decoder.head(params, hidden))
+    return np.asarray(jax.jit(decoder.head)(params, hidden))
 
 
 def run_cached(decoder: Decoder, params: dict, ids: np.ndarray, prompts: list[int]) -> np.ndarray:
