@@ -10,7 +10,8 @@ from jaxsft.config import TrainConfig
 def get_config() -> TrainConfig:
     config = TrainConfig()
 
-    # What you will change: the model (a Hugging Face folder or hub name) and the data (JSON, JSONL, Parquet, tfds:NAME).
+    # What you will change: the model (a Hugging Face folder or hub name) and the data (JSON, JSONL, Parquet,
+    # tfds:NAME).
     config.model.path = ""
     config.data.path = ""
     config.data.rows = ""  # ":-300" holds out the last 300 records ...

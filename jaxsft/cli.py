@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from absl import app, flags
+from absl import logging as absl_logging
 from ml_collections import config_flags
 
 from jaxsft.config import did_you_mean, validate
@@ -18,7 +19,7 @@ T = TypeVar("T")
 
 
 def _quiet() -> None:
-    """Libraries are silent unless something is wrong; some speak when they are imported, so scripts import this first."""
+    """Silences libraries unless something is wrong; some speak when they are imported, so scripts import this first."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # forks after threads warn
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -55,13 +56,19 @@ def get_config(kind: type[T]) -> T:
 def main(function: Callable[[], str]) -> None:
     """Parses the flags, runs `function`, prints its one-line result.
 
-    A `UserError` is printed as one sentence, with exit status 1; any other exception is a defect and keeps its traceback.
+    A `UserError` is printed as one sentence, with exit status 1; any other exception is a defect and keeps its
+    traceback.
     """
     try:
-        app.run(lambda _: print(function()), flags_parser=_parse)
+        app.run(lambda _: _run(function), flags_parser=_parse)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+
+
+def _run(function: Callable[[], str]) -> None:
+    absl_logging.set_verbosity(absl_logging.ERROR)  # orbax reports every save; absl resets this when flags are parsed
+    print(function())
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -71,7 +78,11 @@ def _parse(argv: Sequence[str]) -> list[str]:
         raise UserError(f"{str(error).rstrip('.')}; --help lists the flags.") from error
     except (OSError, ImportError) as error:
         raise UserError(f"--config could not be read: {error}.") from error
-    except (KeyError, AttributeError, IndexError) as error:  # an override of what is not there; ml_collections names no near match
+    except (
+        KeyError,
+        AttributeError,
+        IndexError,
+    ) as error:  # an override of what is not there; ml_collections names no near match
         _explain_overrides(argv)
         raise UserError(f"a --config override names no field: {error}.") from error
     except (TypeError, ValueError) as error:

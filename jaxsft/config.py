@@ -19,7 +19,8 @@ class SourceConfig:
     """One source of records.
 
     Attributes:
-      path: a file, folder or glob, local or `gs://`, of `.json`, `.jsonl` or `.parquet`; or `tfds:NAME[/CONFIG][:SPLIT]`.
+      path: a file, folder or glob, local or `gs://`, of `.json`, `.jsonl` or `.parquet`; or
+        `tfds:NAME[/CONFIG][:SPLIT]`.
       name: the source's tag in reports; default: the file's name. A record's own `source` field wins.
       weight: how many times the source is seen in an epoch: 2.0 twice, 0.5 a random half (redrawn each epoch).
       fields: field map for records of no known form, from record field to canonical one, e.g.
@@ -332,7 +333,9 @@ def validate(config: Any, where: str = "config") -> None:
         _check_type(value, hint, path)
         choices = CHOICES.get(f"{type(config).__name__}.{name}", CHOICES.get(name))
         if choices and value not in choices:
-            raise UserError(f"{path} is {value!r}; choose one of {', '.join(choices)}{did_you_mean(str(value), choices)}.")
+            raise UserError(
+                f"{path} is {value!r}; choose one of {', '.join(choices)}{did_you_mean(str(value), choices)}."
+            )
         if name in POSITIVE and not value > 0:
             raise UserError(f"{path} is {value!r}; it must be positive.")
         if name in NOT_NEGATIVE and not value >= 0:
@@ -352,7 +355,9 @@ def _check_type(value: Any, hint: Any, path: str) -> None:
             value = tuple(value)
         good = isinstance(value, origin) and all(isinstance(v, args[0]) for v in value)
     elif origin is dict:
-        good = isinstance(value, dict) and all(isinstance(k, args[0]) and isinstance(v, args[1]) for k, v in value.items())
+        good = isinstance(value, dict) and all(
+            isinstance(k, args[0]) and isinstance(v, args[1]) for k, v in value.items()
+        )
     else:
         good = type(value) is hint
     if not good:

@@ -2,8 +2,8 @@
 
 Parameters and activations name their axes (`embed`, `heads`, `batch`); `RULES` says which mesh axes each is split over.
 Meshes have three axes: `replica` (data parallelism with replicated parameters, across slices), `fsdp` (data parallelism
-with sharded parameters) and `tensor`. Axis types are Auto: XLA's partitioner propagates, and the boundaries (state, batch,
-the constraints below) are explicit.
+with sharded parameters) and `tensor`. Axis types are Auto: XLA's partitioner propagates, and the boundaries (state,
+batch, the constraints below) are explicit.
 """
 
 from collections.abc import Sequence
@@ -61,7 +61,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         sizes[sizes.index(-1)] = len(devices) // known
     if int(np.prod(sizes)) != len(devices):
         raise UserError(
-            f"config.mesh is {dict(zip(AXES, sizes))}, {int(np.prod(sizes))} devices in all, but there are {len(devices)}; "
+            f"config.mesh is {dict(zip(AXES, sizes))}, {int(np.prod(sizes))} devices in all, but there are "
+            f"{len(devices)}; "
             "set one size to -1 to take what is left."
         )
     slices = len({getattr(d, "slice_index", 0) for d in devices})
@@ -147,6 +148,24 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def replicated(mesh: Mesh) -> NamedSharding:
     """The same on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def process_share(mesh: Mesh, process: int) -> tuple[int, int]:
+    """Which share (index, count) of a batch's rows a process's devices hold; a tensor group of processes holds one.
+
+    Raises:
+      UserError: if its rows are not one run, which no data loader can provide.
+    """
+    shards = data_shards(mesh)
+    rows_of = np.arange(shards).reshape(mesh.devices.shape[:-1])
+    own = np.vectorize(lambda device: device.process_index == process)(mesh.devices).any(axis=-1)
+    held = rows_of[own]
+    first, count = held.min(), len(held)
+    if held.max() - first + 1 != count or shards % count or first % count:
+        raise UserError(
+            f"process {process} holds the batch shards {held.tolist()} of {shards}; choose a mesh with whole runs."
+        )
+    return int(first) // count, shards // count
 
 
 def data_shards(mesh: Mesh) -> int:

@@ -72,7 +72,7 @@ def main() -> str:
         for method in _known(METHOD_NAMES.value, METHODS, "--methods"):
             print(measure(shape, method), flush=True)
     device = jax.devices()[0]
-    return f"{STEPS.value} timed steps each on {jax.device_count()} x {device.device_kind}; peak GiB from the compiler's plan"
+    return f"{STEPS.value} timed steps each on {jax.device_count()} x {device.device_kind}"
 
 
 def measure(name: str, method: str) -> str:
@@ -92,7 +92,10 @@ def measure(name: str, method: str) -> str:
     memory = compiled.memory_analysis()
     planned = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
     peak = memory_gib() or (planned - memory.alias_size_in_bytes) / 2**30
-    flops, best = flops_per_token(shape.architecture(), shape.length, float(method == "full")), peak_flops(jax.devices()[0])
+    flops, best = (
+        flops_per_token(shape.architecture(), shape.length, float(method == "full")),
+        peak_flops(jax.devices()[0]),
+    )
     mfu = f"{tokens * flops / seconds / best / mesh.size:6.1%}" if best else "     -"
     return f"{name:8} {method:6} {tokens / seconds:10.0f} {seconds:9.4f} {compiling:9.1f} {peak:9.3f} {mfu}"
 

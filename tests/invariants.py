@@ -11,7 +11,6 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import PartitionSpec
-from tests.tiny import llama, make_batch, packed_rows, random_examples
 
 from jaxsft.config import LoRAConfig, MeshConfig, ObjectiveConfig, TrainConfig
 from jaxsft.models import layout
@@ -19,6 +18,7 @@ from jaxsft.sharding import make_mesh
 from jaxsft.training.optimizer import Optimizer
 from jaxsft.training.program import build
 from jaxsft.training.step import BoundModel, make_step
+from tests.tiny import llama, make_batch, packed_rows, random_examples
 
 ROWS, LENGTH, SLOTS = 8, 64, 12
 
@@ -134,7 +134,9 @@ def test_an_example_sees_no_other(case):
 
     @jax.jit
     def logits(batch):
-        model = BoundModel(program.decoder, program.method, Parts(state.params, frozen, state.aux["method"]), {}, None, False)
+        model = BoundModel(
+            program.decoder, program.method, Parts(state.params, frozen, state.aux["method"]), {}, None, False
+        )
         output = model(batch)
         return output.head(output.head_params, output.hidden)
 

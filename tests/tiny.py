@@ -57,7 +57,10 @@ def make_batch(rows: list[list[tuple[np.ndarray, np.ndarray]]], length: int, slo
             index[r, e], at, count = count, at + n, count + 1
         assert at <= length
     return Batch(
-        **{k: v for k, v in ints.items()}, example_ids=ints["segment_ids"], weights=weights, extras={"example_index": index}
+        **{k: v for k, v in ints.items()},
+        example_ids=ints["segment_ids"],
+        weights=weights,
+        extras={"example_index": index},
     )
 
 

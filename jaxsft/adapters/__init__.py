@@ -1,0 +1,1 @@
+"""What is trained beside, or instead of, the base: tuning methods and their arrays."""

@@ -52,7 +52,9 @@ class Full(Base):
     def update_mask(self, params: Tree) -> Tree | None:
         """Zero for the frozen rows of a stack."""
         masks = layout.map_leaves(
-            lambda path, leaf: ~self._frozen(path).reshape(-1, *[1] * (leaf.ndim - 1)) if path[0] == "stacks" else np.True_,
+            lambda path, leaf: (
+                ~self._frozen(path).reshape(-1, *[1] * (leaf.ndim - 1)) if path[0] == "stacks" else np.True_
+            ),
             params,
         )
         return None if all(np.all(m) for m in jax.tree.leaves(masks)) else masks

@@ -1,8 +1,8 @@
 """LoRA: y = x W + s (x A) B with a frozen W, A [in, r], B [r, out], and s = alpha / r.
 
 Hu et al. 2021, "LoRA: Low-Rank Adaptation of Large Language Models" (arXiv:2106.09685), equation 3; rsLoRA's
-s = alpha / sqrt(r): Kalajdzievski 2023 (arXiv:2312.03732). A is uniform in +-1/sqrt(in) and B zero, as PEFT starts them, so
-a fresh adapter is the base bit for bit.
+s = alpha / sqrt(r): Kalajdzievski 2023 (arXiv:2312.03732). A is uniform in +-1/sqrt(in) and B zero, as PEFT starts
+them, so a fresh adapter is the base bit for bit.
 """
 
 import dataclasses

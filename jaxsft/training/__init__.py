@@ -1,0 +1,1 @@
+"""State, the pure step, optimizers, checkpoints and the loop."""

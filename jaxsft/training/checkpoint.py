@@ -24,7 +24,10 @@ class Checkpoints:
         keep = [policies.LatestN(max(config.keep_latest, 1))]
         if config.keep_best:
             best = policies.BestN(
-                get_metric_fn=lambda m: m[BEST], reverse=True, n=config.keep_best, keep_checkpoints_without_metrics=False
+                get_metric_fn=lambda m: m[BEST],
+                reverse=True,
+                n=config.keep_best,
+                keep_checkpoints_without_metrics=False,
             )
             keep.append(best)
         self._directory = epath.Path(directory)
@@ -72,7 +75,9 @@ class Checkpoints:
         try:
             state = self._checkpointer.load(step, abstract)
         except (ValueError, KeyError) as error:
-            raise UserError(f"checkpoint {step} in {self._directory} does not fit this config's state: {error}") from error
+            raise UserError(
+                f"checkpoint {step} in {self._directory} does not fit this config's state: {error}"
+            ) from error
         return state, dict(self._checkpointer.metadata(step).custom_metadata or {})
 
     def close(self) -> None:

@@ -81,7 +81,9 @@ DIRECTIONS: dict[str, Callable[[OptimizerConfig, Tree], optax.GradientTransforma
             "matrix": optax.contrib.scale_by_muon(beta=c.b1, consistent_rms=0.2),  # AdamW's typical update size
             "other": optax.scale_by_adam(b1=c.b1, b2=c.b2, eps=c.eps),
         },
-        lambda tree: layout.map_leaves(lambda path, x: "matrix" if path[0] == "stacks" and x.ndim == 2 else "other", tree),
+        lambda tree: layout.map_leaves(
+            lambda path, x: "matrix" if path[0] == "stacks" and x.ndim == 2 else "other", tree
+        ),
     ),
 }
 # These look at the shape of an array, so a stack of layers is taken layer by layer.
@@ -102,7 +104,11 @@ def _weight_decay(config: OptimizerConfig, arch: Architecture, params: Tree) -> 
 
     def mask(path: tuple[str, ...], leaf: Any) -> jax.Array:
         skipped = layout.rows(arch, path, config.no_decay)
-        return jnp.asarray(~skipped, jnp.float32).reshape(-1, *[1] * (leaf.ndim - 1)) if path[0] == "stacks" else ~skipped[0]
+        return (
+            jnp.asarray(~skipped, jnp.float32).reshape(-1, *[1] * (leaf.ndim - 1))
+            if path[0] == "stacks"
+            else ~skipped[0]
+        )
 
     masks = layout.map_leaves(mask, params)
 

@@ -1,7 +1,7 @@
 """A run's compiled program: everything that is known before a single weight is loaded.
 
-Shapes, shardings, and the step compiled ahead of time. It needs devices to compile for, not devices to run on, so the same
-code serves training and planning for absent TPUs.
+Shapes, shardings, and the step compiled ahead of time. It needs devices to compile for, not devices to run on, so the
+same code serves training and planning for absent TPUs.
 """
 
 import dataclasses
@@ -79,7 +79,9 @@ class Program:
         """What a resumed run needs of the base; the rest comes from the checkpoint."""
         with jax.set_mesh(self.mesh):
             frozen = lambda base: self.method.split(base, jax.random.key(0)).frozen  # noqa: E731
-            return jax.jit(frozen, out_shardings=jax.tree.map(lambda s: s.sharding, self.frozen), donate_argnums=0)(base)
+            return jax.jit(frozen, out_shardings=jax.tree.map(lambda s: s.sharding, self.frozen), donate_argnums=0)(
+                base
+            )
 
 
 def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, example: Batch) -> Program:
@@ -125,7 +127,9 @@ def make_method(config: TrainConfig, arch: Architecture) -> Method:
     """The tuning method that the config names."""
     if config.adapter.kind == "lora":
         if config.optimizer.freeze:
-            raise UserError("config.optimizer.freeze has no effect under an adapter; leave it empty and narrow the targets.")
+            raise UserError(
+                "config.optimizer.freeze has no effect under an adapter; leave it empty and narrow the targets."
+            )
         return LoRA(config.adapter.lora, arch)
     return Full(arch, config.optimizer.freeze)
 
@@ -159,10 +163,10 @@ def _initial(config: TrainConfig, method: Method, optimizer: Optimizer, base: Tr
 
 
 def _state_shardings(shapes: TrainState, axes: Parts, mesh: Mesh) -> TrainState:
-    """Each array that stands for a parameter (a moment, an average) is sharded like it; the rest is small and replicated.
+    """Each array that stands for a parameter (a moment, an average) is sharded like it; the rest is replicated.
 
-    In Auto mode `jit(tx.init)` would replicate the moments without a word, so they are matched here by path and shape: a
-    moment's path ends in its parameter's path.
+    In Auto mode `jit(tx.init)` would replicate the moments without a word, so they are matched here by path and shape:
+    a moment's path ends in its parameter's path.
     """
     params = tree_shardings(axes.params, shapes.params, mesh)
     known = {
@@ -192,8 +196,8 @@ def _check_rows(config: TrainConfig, mesh: Mesh) -> None:
     shards = data_shards(mesh)
     if config.batch_size % (config.accumulate * shards):
         raise UserError(
-            f"config.batch_size is {config.batch_size} rows, which do not divide into {config.accumulate} micro-batches "
-            f"(config.accumulate) over {shards} data-parallel devices (replica * fsdp); "
+            f"config.batch_size is {config.batch_size} rows, which do not divide into {config.accumulate} "
+            f"micro-batches (config.accumulate) over {shards} data-parallel devices (replica * fsdp); "
             f"choose a multiple of {config.accumulate * shards}, or another mesh."
         )
 

@@ -18,7 +18,8 @@ class TrainState:
       params: trained parameters, float32.
       opt_state: the optimizer's.
       key: uint32 [2], raw data of the PRNG key from which every step's randomness is folded.
-      aux: checkpointed but not differentiated: {"method": the tuning method's, "ema": averaged params, where asked for}.
+      aux: checkpointed but not differentiated: {"method": the tuning method's, "ema": averaged params, if
+        asked for}.
     """
 
     step: jax.Array

@@ -47,7 +47,9 @@ def make_step(
       A pure function, to be jitted with the state donated. Its metrics are float32 scalars.
     """
 
-    def loss(params: Tree, probes: Tree, state: TrainState, frozen: Tree, batch: Batch, key: jax.Array, denominators: dict):
+    def loss(
+        params: Tree, probes: Tree, state: TrainState, frozen: Tree, batch: Batch, key: jax.Array, denominators: dict
+    ):
         parts = Parts(params, frozen, state.aux["method"])
         model = BoundModel(decoder, method, parts, probes, key)
         terms, sums = objective(model, batch, denominators)
@@ -123,7 +125,9 @@ def make_step(
 class BoundModel:
     """The model as an objective sees it, with parameters bound; `reports` collects what the adapters said."""
 
-    def __init__(self, decoder: Decoder, method: Method, parts: Parts, probes: Tree, key: jax.Array | None, train: bool = True):
+    def __init__(
+        self, decoder: Decoder, method: Method, parts: Parts, probes: Tree, key: jax.Array | None, train: bool = True
+    ):
         self._decoder, self._key, self._train = decoder, key, train
         self._params, self._adapters = method.compose(parts, probes)
         self.reports: list[Tree] = []
@@ -133,7 +137,13 @@ class BoundModel:
         adapters = self._adapters if adapter else None
         ctx = Context(self._key, batch.example_ids, batch.segment_ids > 0, batch.extras, self._train and adapter)
         out = self._decoder.forward(
-            self._params, batch.tokens, batch.positions, batch.segment_ids, adapters=adapters, ctx=ctx, embed_noise=embed_noise
+            self._params,
+            batch.tokens,
+            batch.positions,
+            batch.segment_ids,
+            adapters=adapters,
+            ctx=ctx,
+            embed_noise=embed_noise,
         )
         if adapter and adapters is not None:
             self.reports.append(out.aux)
@@ -144,4 +154,3 @@ class BoundModel:
 def _interleave(x: jax.Array, k: int) -> jax.Array:
     """[B, ...] -> [k, B / k, ...]: micro-batch j takes rows j, j + k, ..., so each device keeps the rows it holds."""
     return jnp.moveaxis(x.reshape(x.shape[0] // k, k, *x.shape[1:]), 1, 0)
-

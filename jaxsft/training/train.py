@@ -1,8 +1,8 @@
 """A training run, from config to summary: set-up, the loop, and the way back into an interrupted run.
 
-Order of events at step s, which makes a resumed run's metrics those of an undisturbed one: the step, its evaluation, its
-lines on disk, its checkpoint. A checkpoint is therefore never ahead of the metrics, and on resume the metrics are cut back
-to the checkpoint.
+Order of events at step s, which makes a resumed run's metrics those of an undisturbed one: the step, its evaluation,
+its lines on disk, its checkpoint. A checkpoint is therefore never ahead of the metrics, and on resume the metrics are
+cut back to the checkpoint.
 """
 
 import contextlib
@@ -15,21 +15,20 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
 from etils import epath
 from tqdm import tqdm
 
 from jaxsft.adapters.method import Maintenance, Parts
-from jaxsft.config import DataConfig, TrainConfig, to_dict
-from jaxsft.data.batch import Batch
+from jaxsft.config import TrainConfig, to_dict
 from jaxsft.data.dataset import prepare
 from jaxsft.data.loader import Loader
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
 from jaxsft.evaluation.perplexity import evaluate, make_nll
+from jaxsft.evaluation.scoring import to_devices
 from jaxsft.models.checkpoint import fingerprint, load_architecture, load_params, resolve
-from jaxsft.sharding import batch_sharding, data_shards, make_mesh
-from jaxsft.training.checkpoint import BEST, Checkpoints
+from jaxsft.sharding import data_shards, make_mesh, process_share
+from jaxsft.training.checkpoint import Checkpoints
 from jaxsft.training.program import Program, base_dtype, build, parameter_count
 from jaxsft.training.state import TrainState
 from jaxsft.training.throughput import flops_per_token, memory_gib, peak_flops
@@ -94,7 +93,8 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
     tokenizer = load_tokenizer(path)
     dataset = prepare(config.data, tokenizer, config.seed)
     _say(dataset.report)
-    loader = Loader(dataset, config.data, config.batch_size, config.seed)
+    share = process_share(mesh, jax.process_index())
+    loader = Loader(dataset, config.data, config.batch_size, config.seed, *share)
     held_out, fingerprints = None, {"data": dataset.fingerprint, "model": fingerprint(path)}
     if config.eval.path:
         data = dataclasses.replace(
@@ -103,10 +103,12 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
         held_out_set = prepare(data, tokenizer, config.seed)
         _say(held_out_set.report)
         fingerprints["eval_data"] = held_out_set.fingerprint
-        held_out = Loader(held_out_set, data, _eval_rows(config, data_shards(mesh)), config.seed)
+        held_out = Loader(held_out_set, data, _eval_rows(config, data_shards(mesh)), config.seed, *share)
     steps = config.steps or loader.steps(config.epochs)
     if steps < 1:
-        raise UserError(f"config.epochs is {config.epochs}, which is no step at {config.batch_size} rows a step; raise it.")
+        raise UserError(
+            f"config.epochs is {config.epochs}, which is no step at {config.batch_size} rows a step; raise it."
+        )
     folder.record(type(config).__name__, to_dict(config), fingerprints)
 
     program = build(config, arch, mesh, steps, loader.shapes())
@@ -165,7 +167,7 @@ class Loop:
             batches = run.loader.iterate(start, run.steps)
             self._clock = time.monotonic()
             for step in range(start + 1, run.steps + 1):
-                batch = _to_device(next(batches), run)
+                batch = to_devices(next(batches), mesh)
                 state, metrics = run.compiled(state, self._frozen, batch)
                 if self._maintain and self._maintain.due(step):
                     state = self._maintain.apply(state)
@@ -199,7 +201,7 @@ class Loop:
             raise UserError(
                 f"{bad[0]} is {values[bad[0]]} at step {step}; the run is stopped, "
                 + (f"and checkpoint {kept} is kept" if kept is not None else "and there is no checkpoint yet")
-                + ". Lower config.optimizer.learning_rate, or look at the rows of that step with scripts/inspect_data.py."
+                + ". Lower config.optimizer.learning_rate, or look at the data with scripts/inspect_data.py."
             )
         now = time.monotonic()
         seconds, self._clock = now - self._clock, now
@@ -274,12 +276,6 @@ def _jit_maintenance(program: Program) -> Maintenance | None:
         return None
     shardings = jax.tree.map(lambda s: s.sharding, program.state)
     return Maintenance(maintenance.due, jax.jit(maintenance.apply, out_shardings=shardings, donate_argnums=0))
-
-
-def _to_device(batch: Batch, run: Run) -> Batch:
-    """This process's rows as its part of the global batch."""
-    sharding = batch_sharding(run.program.mesh)
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, np.asarray(x)), batch)
 
 
 def _eval_rows(config: TrainConfig, shards: int) -> int:

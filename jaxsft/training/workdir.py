@@ -1,9 +1,9 @@
 """The workdir: the record from which a run can be repeated, its lock, and its metrics.
 
-    config.json      the resolved config, versions, fingerprints of data and model
-    metrics.jsonl    one JSON object a line: step, split, names and numbers; names under `time/` are wall-clock figures
-    checkpoints/     Orbax
-    summary.json     written last: a run that has it is finished
+config.json      the resolved config, versions, fingerprints of data and model
+metrics.jsonl    one JSON object a line: step, split, names and numbers; names under `time/` are wall-clock figures
+checkpoints/     Orbax
+summary.json     written last: a run that has it is finished
 """
 
 import fcntl
@@ -43,9 +43,13 @@ class Workdir:
                 self._lock = open(self.path / ".lock", "a")  # noqa: SIM115 (held until the process ends)
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise UserError(f"workdir {self.path} is in use by a live run; wait for it, or choose another --workdir.") from error
+            raise UserError(
+                f"workdir {self.path} is in use by a live run; wait for it, or choose another --workdir."
+            ) from error
         except OSError as error:
-            raise UserError(f"workdir {self.path} cannot be written: {error.strerror}; choose another --workdir.") from error
+            raise UserError(
+                f"workdir {self.path} cannot be written: {error.strerror}; choose another --workdir."
+            ) from error
 
     @property
     def finished(self) -> bool:
@@ -80,7 +84,9 @@ class Workdir:
                         f"workdir {self.path} holds a run with {section}.{name} = {before.get(name)!r}, now it is "
                         f"{now.get(name)!r}; choose another --workdir, or repeat the command that started it."
                     )
-        if changed := [f"{n} {old['versions'].get(n)} -> {v}" for n, v in versions.items() if old["versions"].get(n) != v]:
+        if changed := [
+            f"{n} {old['versions'].get(n)} -> {v}" for n, v in versions.items() if old["versions"].get(n) != v
+        ]:
             print(f"note: this run started with other versions: {', '.join(changed)}")
 
     def write_json(self, name: str, value: Any) -> None:
@@ -92,7 +98,9 @@ class Workdir:
             temporary.write_text(json.dumps(value, indent=2) + "\n")
             temporary.replace(self.path / name)
         except OSError as error:
-            raise UserError(f"{self.path / name} cannot be written: {error.strerror}; free the disk and run again.") from error
+            raise UserError(
+                f"{self.path / name} cannot be written: {error.strerror}; free the disk and run again."
+            ) from error
 
 
 class Metrics:
@@ -129,7 +137,9 @@ class Metrics:
             else:
                 self._text += line
         except OSError as error:
-            raise UserError(f"{self._path} cannot be written: {error.strerror}; free the disk and run again.") from error
+            raise UserError(
+                f"{self._path} cannot be written: {error.strerror}; free the disk and run again."
+            ) from error
         named = {f"{split}/{name}": value for name, value in values.items()}
         if self._board:
             for name, value in named.items():
@@ -167,8 +177,12 @@ def _start_wandb(project: str, workdir: Workdir) -> Any:
     try:
         import wandb
     except ImportError as error:
-        raise UserError("config.log.wandb_project is set, but wandb is not installed; pip install 'jaxsft[wandb]'.") from error
-    return wandb.init(project=project, name=workdir.path.name, id=workdir.path.name, resume="allow", dir=os.fspath(workdir.path))
+        raise UserError(
+            "config.log.wandb_project is set, but wandb is not installed; pip install 'jaxsft[wandb]'."
+        ) from error
+    return wandb.init(
+        project=project, name=workdir.path.name, id=workdir.path.name, resume="allow", dir=os.fspath(workdir.path)
+    )
 
 
 def _is_remote(path: epath.Path) -> bool:
@@ -184,7 +198,9 @@ def _version(name: str) -> str:
 
 def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
     if isinstance(tree, dict) and tree:
-        return {k: v for name, sub in tree.items() for k, v in _flatten(sub, f"{prefix}.{name}" if prefix else name).items()}
+        return {
+            k: v for name, sub in tree.items() for k, v in _flatten(sub, f"{prefix}.{name}" if prefix else name).items()
+        }
     if isinstance(tree, list) and tree and isinstance(tree[0], dict):
         return {k: v for i, sub in enumerate(tree) for k, v in _flatten(sub, f"{prefix}[{i}]").items()}
     return {prefix: tree}

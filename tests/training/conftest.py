@@ -10,14 +10,30 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+
+from jaxsft.models.checkpoint import save_hf
+from jaxsft.models.decoder import Decoder
 from tests.conftest import REPOSITORY
 from tests.data.conftest import make_tokenizer
 from tests.tiny import llama
 
-from jaxsft.models.checkpoint import save_hf
-from jaxsft.models.decoder import Decoder
-
-WORDS = "the quick brown fox jumps over lazy dogs while seven wizards quietly mix bright potions".split()
+WORDS = [
+    "the",
+    "quick",
+    "brown",
+    "fox",
+    "jumps",
+    "over",
+    "lazy",
+    "dogs",
+    "while",
+    "seven",
+    "wizards",
+    "quietly",
+    "mix",
+    "bright",
+    "potions",
+]
 
 
 @pytest.fixture(scope="session")
@@ -78,9 +94,14 @@ def command(model_folder: Path, data_file: Path, tmp_path_factory: pytest.TempPa
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """One fake device unless asked otherwise, and the suite's compilation cache."""
-    defaults = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(REPOSITORY)}
-    return os.environ | defaults | changes
+    """One fake device unless asked for more; the suite's compilation cache is inherited."""
+    defaults = {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(REPOSITORY), "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+    return os.environ | defaults | {"XLA_FLAGS": devices(1)} | changes
+
+
+def devices(count: int) -> str:
+    """XLA_FLAGS for so many fake CPU devices."""
+    return f"--xla_force_host_platform_device_count={count}"
 
 
 def run(arguments: Sequence[str], **changes: str) -> subprocess.CompletedProcess:

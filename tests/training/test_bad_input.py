@@ -6,8 +6,9 @@ import subprocess
 import sys
 
 import pytest
+
 from tests.conftest import REPOSITORY
-from tests.training.conftest import environment, run
+from tests.training.conftest import devices, environment, run
 
 
 def refused(arguments, *expected, **changes):
@@ -73,13 +74,13 @@ def test_no_weights(command, tmp_path):
 )
 def test_config(command, tmp_path, override, expected):
     extra = ("accumulate=2",) if override.startswith("batch") else ()
-    devices = "--xla_force_host_platform_device_count=8"
-    refused(command(tmp_path / "w", override, *extra), *expected, XLA_FLAGS=devices)
+
+    refused(command(tmp_path / "w", override, *extra), *expected, XLA_FLAGS=devices(8))
 
 
 def test_mesh_that_does_not_divide_the_model(command, tmp_path):
-    devices = "--xla_force_host_platform_device_count=3"
-    refused(command(tmp_path / "w", "mesh.tensor=3"), "=32", "tensor=3", "does not divide", XLA_FLAGS=devices)
+
+    refused(command(tmp_path / "w", "mesh.tensor=3"), "=32", "tensor=3", "does not divide", XLA_FLAGS=devices(3))
 
 
 def test_patterns_that_name_nothing(command, tmp_path):
@@ -97,11 +98,16 @@ def test_workdir_that_is_a_model(command, model_folder, tmp_path):
     refused(command(model_folder), "config.json", "--workdir")
 
 
-FULL_DISK = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0})); sys.argv = sys.argv[1:]; runpy.run_path(sys.argv[0], run_name='__main__')"
+FULL_DISK = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, ({0}, {0}))
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
 
 
 def test_disk_full(command, tmp_path):
-    """A limit on the size of files stands in for a full disk; the run stops with a sentence and no broken checkpoint."""
+    """A limit on the size of files stands in for a full disk; nothing broken is left, and the run goes on afterwards."""
     arguments = command(tmp_path / "w", "log.tensorboard=False")
     assert run(command(tmp_path / "other", "steps=1")).returncode == 0  # the token cache is filled
     message = refused([sys.executable, "-c", FULL_DISK.format(40_000), *arguments[1:]], "could not be written", "disk")
@@ -111,10 +117,8 @@ def test_disk_full(command, tmp_path):
 
 
 def test_nan_stops_the_run_and_keeps_the_last_checkpoint(command, tmp_path):
-    done = run(
-        command(tmp_path / "w", "optimizer.learning_rate=1e30", "optimizer.warmup_steps=6", "optimizer.max_grad_norm=0.0",
-                "optimizer.name=lion", "checkpoint.every=1")
-    )  # fmt: skip
+    explode = ("learning_rate=1e30", "warmup_steps=6", "max_grad_norm=0.0", "name=lion")
+    done = run(command(tmp_path / "w", *(f"optimizer.{field}" for field in explode), "checkpoint.every=1"))
     assert done.returncode == 1
     assert "at step" in done.stderr and "is kept" in done.stderr, done.stderr
 

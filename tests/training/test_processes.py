@@ -6,9 +6,8 @@ import time
 
 import numpy as np
 import pytest
-from tests.training.conftest import environment, lines, run
 
-DEVICES = "--xla_force_host_platform_device_count={}"
+from tests.training.conftest import devices, environment, lines, run
 
 
 def _start(arguments, log):
@@ -20,7 +19,7 @@ def _start(arguments, log):
         subprocess.Popen(
             arguments,
             env=environment(
-                XLA_FLAGS=DEVICES.format(4),
+                XLA_FLAGS=devices(4),
                 JAX_COORDINATOR_ADDRESS=f"localhost:{port}",
                 JAX_NUM_PROCESSES="2",
                 JAX_PROCESS_ID=str(i),
@@ -35,7 +34,7 @@ def _start(arguments, log):
 @pytest.mark.parametrize("kind", ["none", "lora"])
 def test_losses_of_one_process_through_a_kill(command, tmp_path, kind):
     overrides = (f"adapter.kind={kind}", "mesh.fsdp=4", "mesh.tensor=2", "steps=12", "eval.every=6")
-    alone = run(command(tmp_path / "alone", *overrides), XLA_FLAGS=DEVICES.format(8))
+    alone = run(command(tmp_path / "alone", *overrides), XLA_FLAGS=devices(8))
     assert alone.returncode == 0, alone.stderr
 
     workdir, log = tmp_path / "together", tmp_path / "log"

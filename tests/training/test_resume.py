@@ -8,6 +8,7 @@ import subprocess
 import time
 
 import pytest
+
 from tests.training.conftest import environment, lines, run
 
 

@@ -1,17 +1,17 @@
-"""The real TPU compiler accepts the step for real topologies, on a machine without a TPU; in a subprocess, because libtpu
-and the fake CPU devices of the suite do not share one."""
+"""The real TPU compiler accepts the step for real topologies, on a machine without a TPU (in a subprocess)."""
 
 import json
 import subprocess
 import sys
 
 import pytest
+
 from tests.training.conftest import environment
 
 pytest.importorskip("libtpu", reason="the TPU compiler is in the extra `tpu`")
 
 COMPILE = """
-import json, re, sys
+import json, math, re, sys
 import jax
 from jax.experimental import topologies
 from jaxsft.config import MeshConfig, TrainConfig
@@ -22,23 +22,23 @@ from tests.tiny import llama
 topology, mesh_axes = sys.argv[1], json.loads(sys.argv[2])
 devices = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
 mesh = make_mesh(MeshConfig(**mesh_axes), devices)
-arch = llama(hidden_size=1024, intermediate_size=2816, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=4,
+arch = llama(hidden_size=512, intermediate_size=1408, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
              head_dim=128, vocab_size=32000)
 result = {}
 for kind in ("none", "lora"):
-    config = TrainConfig(batch_size=2 * len(devices), accumulate=2)
+    config = TrainConfig(batch_size=2 * len(devices), accumulate=2 if kind == "none" else 1)
     config.adapter.kind = kind
     config.model.remat = "block"
-    program = build(config, arch, mesh, 100, abstract_batch(config.batch_size, 512, 8))
+    program = build(config, arch, mesh, 100, abstract_batch(config.batch_size, 256, 8))
     compiled = program.compile()
     memory, text = compiled.memory_analysis(), compiled.as_text()
-    shard = lambda tree: sum(
-        int(__import__("numpy").prod(s.sharding.shard_shape(s.shape))) * s.dtype.itemsize for s in jax.tree.leaves(tree))
-    whole = lambda tree: sum(s.size * s.dtype.itemsize for s in jax.tree.leaves(tree))
+    size = lambda tree, shape: sum(math.prod(shape(s)) * s.dtype.itemsize for s in jax.tree.leaves(tree))
+    whole, shard = lambda s: s.shape, lambda s: s.sharding.shard_shape(s.shape)
     result[kind] = {
-        "alias": memory.alias_size_in_bytes, "arguments": memory.argument_size_in_bytes, "temp": memory.temp_size_in_bytes,
-        "state_shard": shard(program.state), "state": whole(program.state), "frozen_shard": shard(program.frozen),
-        "frozen": whole(program.frozen), "splash": text.count("splash"),
+        "alias": memory.alias_size_in_bytes, "arguments": memory.argument_size_in_bytes,
+        "temp": memory.temp_size_in_bytes, "splash": text.count("splash"),
+        "state": size(program.state, whole), "state_shard": size(program.state, shard),
+        "frozen": size(program.frozen, whole), "frozen_shard": size(program.frozen, shard),
         "collectives": {op: len(re.findall(rf" {op}[\\w-]*\\(", text)) for op in
                         ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")},
     }
