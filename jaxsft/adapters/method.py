@@ -1,7 +1,8 @@
 """What a tuning method is: how trained and frozen arrays make up the model, and what it adds to the step.
 
 Full fine-tuning and every adapter answer to the same protocol, so the step, the loop and the checkpoints know none of
-them by name. A method is static (a frozen dataclass, closed over by the compiled step); its arrays live in `TrainState`.
+them by name. A method is static (a frozen dataclass, closed over by the compiled step); its arrays live in
+`TrainState`.
 """
 
 from collections.abc import Callable

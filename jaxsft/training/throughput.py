@@ -25,7 +25,7 @@ def flops_per_token(arch: Architecture, row_length: float, trained_share: float)
 
     N: weights of the layers' matrices and of the head (the embedding's lookup multiplies nothing). A product of a token
     with a weight costs 2 FLOPs forward, 2 for the input's gradient and 2 for the weight's; frozen weights do without
-    the last. Causal attention over T positions costs 2 H d T forward (two products, half masked) and twice that backward.
+    the last. Causal attention over T positions costs 2 H d T forward (two products, half masked), twice that backward.
 
     Args:
       arch: the sizes.

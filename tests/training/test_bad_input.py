@@ -107,7 +107,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 
 
 def test_disk_full(command, tmp_path):
-    """A limit on the size of files stands in for a full disk; nothing broken is left, and the run goes on afterwards."""
+    """A limit on the size of files stands in for a full disk; nothing broken is left, the run goes on afterwards."""
     arguments = command(tmp_path / "w", "log.tensorboard=False")
     assert run(command(tmp_path / "other", "steps=1")).returncode == 0  # the token cache is filled
     message = refused([sys.executable, "-c", FULL_DISK.format(40_000), *arguments[1:]], "could not be written", "disk")
