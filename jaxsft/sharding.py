@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxsft.config import MeshConfig
@@ -71,13 +72,12 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             raise UserError(
                 f"config.mesh.replica is {sizes[0]}; with {slices} slices it must be a multiple of {slices}."
             )
-        from jax.experimental import mesh_utils
-
         grid = mesh_utils.create_hybrid_device_mesh(
             (sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices, allow_split_physical_axes=True
         )
-        return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
-    return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    else:  # not jax.make_mesh, which refuses sizes that split an axis of the chips' torus
+        grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Any, name: str = "an array") -> PartitionSpec:
@@ -150,22 +150,14 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def process_share(mesh: Mesh, process: int) -> tuple[int, int]:
-    """Which share (index, count) of a batch's rows a process's devices hold; a tensor group of processes holds one.
+def process_share(mesh: Mesh, process: int) -> tuple[tuple[int, ...], int]:
+    """Which of the equal shares of a batch's rows a process's devices hold, and how many shares there are.
 
-    Raises:
-      UserError: if its rows are not one run, which no data loader can provide.
+    They need not follow each other: a mesh is laid out for the chips' network, in which a host's chips are a block.
     """
     shards = data_shards(mesh)
-    rows_of = np.arange(shards).reshape(mesh.devices.shape[:-1])
     own = np.vectorize(lambda device: device.process_index == process)(mesh.devices).any(axis=-1)
-    held = rows_of[own]
-    first, count = held.min(), len(held)
-    if held.max() - first + 1 != count or shards % count or first % count:
-        raise UserError(
-            f"process {process} holds the batch shards {held.tolist()} of {shards}; choose a mesh with whole runs."
-        )
-    return int(first) // count, shards // count
+    return tuple(np.arange(shards).reshape(own.shape)[own].tolist()), shards
 
 
 def data_shards(mesh: Mesh) -> int:

@@ -17,7 +17,7 @@ def describe(config: DataConfig, tokenizer: Tokenizer, seed: int = 0) -> tuple[D
       UserError: see `prepare`.
     """
     dataset = prepare(config, tokenizer, seed)
-    loader = Loader(dataset, config, 1, seed, process_index=0, process_count=1)
+    loader = Loader(dataset, config, 1, seed)
     kind = "packed " if config.packing else ""
     rows = f"{loader.rows()} {kind}rows of {config.max_length} tokens"
     summary = f"{len(dataset)} examples in {rows}, {loader.fill_rate():.1%} full"

@@ -7,7 +7,7 @@ an epoch is filled from the next. Each process assembles its share of the same g
 import functools
 import math
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import grain
 import jax
@@ -37,8 +37,8 @@ class Loader:
         config: DataConfig,
         batch_size: int,
         seed: int = 0,
-        process_index: int | None = None,
-        process_count: int | None = None,
+        shares: int | Sequence[int] = 0,
+        share_count: int = 1,
     ):
         """Lays out nothing yet.
 
@@ -47,15 +47,15 @@ class Loader:
           config: for `max_length`, `packing` and `max_examples_per_row`.
           batch_size: rows of a global batch.
           seed: of the order.
-          process_index: which share of each batch is assembled here: rows [i/n, (i+1)/n) of the global batch; default:
-            JAX's index of this process.
-          process_count: n, how many shares there are; default: the number of processes.
+          shares: which of the `share_count` equal runs of a global batch's rows are assembled here, in rising order;
+            see `jaxsft.sharding.process_share`.
+          share_count: how many runs there are; by default the one of all rows.
 
         Raises:
           UserError: if the shares are not equal.
         """
-        self._process_index = jax.process_index() if process_index is None else process_index
-        self._process_count = jax.process_count() if process_count is None else process_count
+        self._shares = (shares,) if isinstance(shares, int) else tuple(shares)
+        self._share_count = share_count
         self._dataset, self._seed, self._packing = dataset, seed, config.packing
         self.batch_size, self.row_length = batch_size, config.max_length
         self._group_lengths = dataset.groups.lengths(dataset.lengths)
@@ -122,13 +122,14 @@ class Loader:
             rows = [first + r for r in self._share(batch_size)]
             yield self._assemble([table.row(r) if r < table.num_rows else table.groups[:0] for r in rows])
 
-    def _share(self, batch_size: int) -> range:
-        if batch_size % self._process_count:
+    def _share(self, batch_size: int) -> list[int]:
+        if batch_size % self._share_count:
             raise UserError(
-                f"a batch of {batch_size} rows cannot be split over {self._process_count} processes; choose a multiple."
+                f"a batch of {batch_size} rows cannot be split over {self._share_count} processes' devices; "
+                "choose a multiple."
             )
-        size = batch_size // self._process_count
-        return range(self._process_index * size, (self._process_index + 1) * size)
+        size = batch_size // self._share_count
+        return [share * size + row for share in self._shares for row in range(size)]
 
     def _make_plan(self, epoch: int) -> Plan:
         return self._layout(self._dataset.epoch(epoch), epoch, shuffle=True)

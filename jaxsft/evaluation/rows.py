@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -14,7 +15,7 @@ from jaxsft.data.dataset import Dataset, Groups, prepare
 from jaxsft.data.loader import Loader
 from jaxsft.data.sources import open_source
 from jaxsft.data.tokenizer import Tokenizer
-from jaxsft.sharding import data_shards
+from jaxsft.sharding import process_share
 
 SHORTEST_ROW = 256  # below it a row is not worth its overhead
 
@@ -45,8 +46,9 @@ def batches(dataset: Dataset, config: DataConfig, batch_size: int, mesh: Mesh) -
     """
     longest = int(dataset.lengths.max())
     length = max(SHORTEST_ROW, 1 << (longest - 2).bit_length()) + 1 if config.packing else longest
-    shards = data_shards(mesh)
-    loader = Loader(dataset, dataclasses.replace(config, max_length=length), -(-batch_size // shards) * shards)
+    shares, count = process_share(mesh, jax.process_index())
+    rows = -(-batch_size // count) * count
+    loader = Loader(dataset, dataclasses.replace(config, max_length=length), rows, 0, shares, count)
     with tqdm(total=len(dataset), desc="scoring", unit="example", disable=None) as progress:
         for batch in loader.evaluation_batches():
             yield _without_last_column(batch)
