@@ -4,6 +4,7 @@ import logging
 import os
 import runpy
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -30,7 +31,14 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
+def _hook(args: threading.ExceptHookArgs) -> None:
+    """Orbax raises what its background threads met again in the foreground, where it becomes one sentence."""
+    if not type(args.thread).__module__.startswith("orbax"):
+        threading.__excepthook__(args)
+
+
 _quiet()
+threading.excepthook = _hook
 
 
 def define_config(default: str | None = None) -> None:
@@ -72,6 +80,9 @@ def _run(function: Callable[[], str]) -> None:
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
+    for file, *_ in _config_files(argv):
+        if not os.path.exists(file):
+            raise UserError(f"--config={file} does not exist; the configs are in configs/.")
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
@@ -94,13 +105,17 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 def _explain_overrides(argv: Sequence[str]) -> None:
     """Raises for the first override of a field that does not exist, naming the nearest one."""
+    for file, *argument in _config_files(argv):
+        config = runpy.run_path(file)["get_config"](*argument)
+        for override in (a.lstrip("-") for a in argv):
+            if override.startswith("config."):
+                _check_path(config, override.split("=")[0])
+
+
+def _config_files(argv: Sequence[str]) -> list[list[str]]:
+    """[file, argument of get_config if given] of each --config."""
     arguments = [argument.lstrip("-") for argument in argv]
-    files = [argument.removeprefix("config=").split(":") for argument in arguments if argument.startswith("config=")]
-    if files:
-        config = runpy.run_path(files[-1][0])["get_config"](*files[-1][1:])
-        for argument in arguments:
-            if argument.startswith("config."):
-                _check_path(config, argument.split("=")[0])
+    return [a.removeprefix("config=").split(":", 1) for a in arguments if a.startswith("config=")]
 
 
 def _check_path(config: Any, path: str) -> None:

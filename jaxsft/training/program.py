@@ -18,6 +18,7 @@ from jaxsft.adapters.method import Method, Parts
 from jaxsft.config import ModelConfig, TrainConfig
 from jaxsft.data.batch import Batch
 from jaxsft.errors import UserError
+from jaxsft.models import layout
 from jaxsft.models.architecture import Architecture
 from jaxsft.models.decoder import Decoder
 from jaxsft.objectives.objective import make_objective
@@ -60,7 +61,7 @@ class Program:
 
     def random_base(self) -> Tree:
         """New parameters for the base, for benchmarks, tests and pretraining."""
-        init = lambda key: jax.tree.map(lambda p, s: p.astype(s.dtype), self.decoder.init(key), self.base)  # noqa: E731
+        init = lambda key: jax.tree.map(lambda p, s: p.astype(s.dtype), self.decoder.init(key), self.base)
         shardings = jax.tree.map(lambda s: s.sharding, self.base)
         with jax.set_mesh(self.mesh):
             return jax.jit(init, out_shardings=shardings)(jax.random.key(self.config.seed))
@@ -78,7 +79,7 @@ class Program:
     def frozen_only(self, base: Tree) -> Tree:
         """What a resumed run needs of the base; the rest comes from the checkpoint."""
         with jax.set_mesh(self.mesh):
-            frozen = lambda base: self.method.split(base, jax.random.key(0)).frozen  # noqa: E731
+            frozen = lambda base: self.method.split(base, jax.random.key(0)).frozen
             return jax.jit(frozen, out_shardings=jax.tree.map(lambda s: s.sharding, self.frozen), donate_argnums=0)(
                 base
             )
@@ -100,8 +101,11 @@ def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, examp
     _check_rows(config, mesh)
     dtype, _ = dtypes(config.model, mesh)
     decoder = Decoder(arch, dtype=dtype, remat=config.model.remat, attention=config.model.attention)
-    method = make_method(config, arch)
     abstract_base = decoder.abstract_params(base_dtype(config, mesh))
+    method = make_method(config, arch)
+    patterns = config.adapter.lora.targets if config.adapter.kind == "lora" else config.optimizer.freeze
+    where = "config.adapter.lora.targets" if config.adapter.kind == "lora" else "config.optimizer.freeze"
+    layout.select(arch, abstract_base, patterns, where)  # refuses patterns that name nothing
     parts = jax.eval_shape(lambda base: method.split(base, jax.random.key(config.seed)), abstract_base)
     axes: Parts = method.axes(decoder.logical_axes())
     optimizer = make_optimizer(config.optimizer, steps, arch, parts.params)
@@ -137,7 +141,7 @@ def make_method(config: TrainConfig, arch: Architecture) -> Method:
 def dtypes(config: ModelConfig, mesh: Mesh) -> tuple[Any, Any]:
     """Compute dtype, and dtype of frozen parameters."""
     auto = jnp.float32 if mesh.devices.flat[0].platform == "cpu" else jnp.bfloat16
-    pick = lambda name: jnp.dtype(auto if name == "auto" else name)  # noqa: E731
+    pick = lambda name: jnp.dtype(auto if name == "auto" else name)
     return pick(config.dtype), pick(config.param_dtype)
 
 

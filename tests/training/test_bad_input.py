@@ -1,14 +1,12 @@
 """Bad input: one clear sentence on stderr, a non-zero exit status, and no traceback."""
 
 import json
-import os
-import subprocess
 import sys
 
 import pytest
 
 from tests.conftest import REPOSITORY
-from tests.training.conftest import devices, environment, run
+from tests.training.conftest import devices, run
 
 
 def refused(arguments, *expected, **changes):
@@ -80,7 +78,9 @@ def test_config(command, tmp_path, override, expected):
 
 def test_mesh_that_does_not_divide_the_model(command, tmp_path):
 
-    refused(command(tmp_path / "w", "mesh.tensor=3"), "=32", "tensor=3", "does not divide", XLA_FLAGS=devices(3))
+    refused(
+        command(tmp_path / "w", "mesh.tensor=3"), "kv_heads=16", "tensor=3", "does not divide", XLA_FLAGS=devices(3)
+    )
 
 
 def test_patterns_that_name_nothing(command, tmp_path):
@@ -127,8 +127,3 @@ def test_no_config():
     script = str(REPOSITORY / "scripts" / "train.py")
     refused([sys.executable, script, "--workdir=w"], "--config")
     refused([sys.executable, script, "--config=nowhere.py"], "nowhere.py")
-    assert subprocess.run([sys.executable, script, "--help"], env=environment(), capture_output=True).returncode in (
-        0,
-        1,
-    )
-    assert os.path.exists(script)
