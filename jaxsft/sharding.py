@@ -112,7 +112,7 @@ def spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Any, name: str 
 
 def tree_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
     """NamedShardings for a tree of arrays (or ShapeDtypeStructs), from the tree of their logical axes."""
-    is_axes = lambda x: isinstance(x, tuple)  # noqa: E731
+    is_axes = lambda x: isinstance(x, tuple)
     return jax.tree_util.tree_map_with_path(
         lambda path, a, s: NamedSharding(
             mesh, spec(a, s.shape, mesh, jax.tree_util.keystr(path, simple=True, separator="."))
@@ -133,7 +133,7 @@ def constrain(x: jax.Array, *axes: str | None) -> jax.Array:
     if mesh.empty or mesh.size == 1:
         return x
     sizes = dict(zip(mesh.axis_names, mesh.axis_sizes))
-    fits = lambda a, d: a != FREE and d % int(np.prod([sizes.get(m, 1) for m in RULES[a]], initial=1)) == 0  # noqa: E731
+    fits = lambda a, d: a != FREE and d % int(np.prod([sizes.get(m, 1) for m in RULES[a]], initial=1)) == 0
     kept = [a if a is not None and fits(a, d) else None for a, d in zip(axes, x.shape, strict=True)]
     parts = [PartitionSpec.UNCONSTRAINED if k is None and a is not None else p
              for a, k, p in zip(axes, kept, spec(kept, x.shape, mesh))]  # fmt: skip

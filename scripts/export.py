@@ -4,7 +4,6 @@
 """
 
 from absl import flags
-from jaxsft.training.restore import open_model
 
 from jaxsft import cli
 from jaxsft.config import MeshConfig, ModelConfig
@@ -12,6 +11,7 @@ from jaxsft.errors import UserError
 from jaxsft.files import check_new_folder
 from jaxsft.sharding import make_mesh
 from jaxsft.training.export import export_hf, export_peft
+from jaxsft.training.restore import open_model
 
 MODEL = flags.DEFINE_string("model", None, "A workdir, or a Hugging Face folder or hub name.")
 OUTPUT = flags.DEFINE_string("output", None, "A new or empty folder.")

@@ -86,7 +86,7 @@ def start(case: Case, mesh, batch):
     if case.config.adapter.kind != "none":
         # the same wherever they live: drawn on the host
         rng = np.random.default_rng(3)
-        noise = lambda p: jax.device_put(np.asarray(p) + 0.05 * rng.normal(size=p.shape).astype(np.float32), p.sharding)  # noqa: E731
+        noise = lambda p: jax.device_put(np.asarray(p) + 0.05 * rng.normal(size=p.shape).astype(np.float32), p.sharding)
         state = dataclasses.replace(state, params=jax.tree.map(noise, state.params))
     return program, state, frozen
 

@@ -75,13 +75,13 @@ class LoRA(Base):
 
     def axes(self, base_axes: Tree) -> Parts:
         """A is split like W's input side, B like its output side."""
-        split = lambda _, axes: {"lora_a": (*axes[:-1], "rank"), "lora_b": (*axes[:-2], "rank", axes[-1])}  # noqa: E731
+        split = lambda _, axes: {"lora_a": (*axes[:-1], "rank"), "lora_b": (*axes[:-2], "rank", axes[-1])}
         return Parts(self._map(split, base_axes), {"base": base_axes}, {})
 
     def compose(self, parts: Parts, probes: Tree) -> tuple[Tree, Tree]:
         """The base, and a node for every targeted map."""
         del probes
-        node = lambda p: LoRANode(p["lora_a"], p["lora_b"], self.scale, self.config.dropout)  # noqa: E731
+        node = lambda p: LoRANode(p["lora_a"], p["lora_b"], self.scale, self.config.dropout)
         return parts.frozen["base"], jax.tree.map(node, parts.params, is_leaf=is_lora)
 
     def merge(self, parts: Parts) -> Tree:
@@ -99,7 +99,7 @@ class LoRA(Base):
 
     def update_mask(self, params: Tree) -> Tree | None:
         """Layers of a stack that no pattern targets keep their zero adapter."""
-        rows = lambda path, leaf: self._rows(path[:-1]).reshape(-1, *[1] * (leaf.ndim - 1))  # noqa: E731
+        rows = lambda path, leaf: self._rows(path[:-1]).reshape(-1, *[1] * (leaf.ndim - 1))
         masks = layout.map_leaves(lambda p, leaf: rows(p, leaf) if p[0] == "stacks" else np.True_, params)
         return None if all(np.all(m) for m in jax.tree.leaves(masks)) else masks
 

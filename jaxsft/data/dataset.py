@@ -190,7 +190,7 @@ class Dataset:
         return any(weight != int(weight) for weight in self._weights)
 
     def _report(self, parts: list["_Windows"]) -> Report:
-        count = lambda ids, names: dict(zip(names, np.bincount(ids, minlength=len(names)).tolist()))  # noqa: E731
+        count = lambda ids, names: dict(zip(names, np.bincount(ids, minlength=len(names)).tolist()))
         return Report(
             records=sum(len(cache.starts) - 1 for cache in self._caches),
             examples=len(self.lengths),

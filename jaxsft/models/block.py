@@ -88,7 +88,7 @@ class Attention(nnx.Module):
     def __init__(self, arch: Architecture, kind: LayerKind, implementation: str, rngs: nnx.Rngs):
         self.arch, self.kind, self.implementation = arch, kind, implementation
         query, keys, std = arch.num_heads * arch.head_dim, arch.num_kv_heads * arch.head_dim, arch.init_std
-        linear = lambda name, shape, axes, bias: Linear(f"attn.{name}", shape, axes, bias, std, rngs)  # noqa: E731
+        linear = lambda name, shape, axes, bias: Linear(f"attn.{name}", shape, axes, bias, std, rngs)
         self.q_proj = linear("q_proj", (arch.embed_dim, query), ("embed", "heads"), arch.qkv_bias)
         self.k_proj = linear("k_proj", (arch.embed_dim, keys), ("embed", "kv_heads"), arch.qkv_bias)
         self.v_proj = linear("v_proj", (arch.embed_dim, keys), ("embed", "kv_heads"), arch.qkv_bias)
@@ -220,7 +220,7 @@ def append(cache: Cache, k: jax.Array, v: jax.Array, rows: Rows, row: jax.Array)
     """Writes new keys and values [B, T, ...] of one layer to the slots that their positions name, padding to none."""
     batch = jnp.arange(k.shape[0])[:, None]
     slots = cache_slots(rows.segment_ids, rows.positions, cache.k.shape[2])
-    write = lambda old, new: old.at[row, batch, slots].set(new.astype(old.dtype), mode="drop")  # noqa: E731
+    write = lambda old, new: old.at[row, batch, slots].set(new.astype(old.dtype), mode="drop")
     return Cache(write(cache.k, k), write(cache.v, v))
 
 

@@ -59,11 +59,11 @@ class Decoder:
         """New float32 parameters: matrices normal with deviation `arch.init_std`, biases 0, norms neutral."""
         arch = self.arch
         keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(("embed", "head", "layers"))}
-        normal = lambda name, shape: arch.init_std * jax.random.normal(keys[name], shape)  # noqa: E731
+        normal = lambda name, shape: arch.init_std * jax.random.normal(keys[name], shape)
         layer_keys = jax.vmap(lambda i: jax.random.fold_in(keys["layers"], i))(jnp.arange(arch.num_layers))
 
         def layers(kind: LayerKind, indices: jax.Array) -> Params:
-            new = lambda key: nnx.to_pure_dict(nnx.state(self._block(kind, key)))  # noqa: E731
+            new = lambda key: nnx.to_pure_dict(nnx.state(self._block(kind, key)))
             return jax.vmap(new)(layer_keys[indices])
 
         params = {
@@ -85,7 +85,7 @@ class Decoder:
 
     def logical_axes(self) -> Params:
         """The tree of parameters as tuples of logical axis names, see `jaxsft.sharding.RULES`."""
-        is_param = lambda x: isinstance(x, nnx.Variable)  # noqa: E731
+        is_param = lambda x: isinstance(x, nnx.Variable)
         block = jax.tree.map(lambda p: ("layers", *p.get_metadata("axes")), self._block_state, is_leaf=is_param)
         block = nnx.to_pure_dict(block)
         axes = {
@@ -177,7 +177,7 @@ class Decoder:
         """An empty cache of `length` slots a row; `dtype` defaults to the compute dtype."""
         arch, dtype = self.arch, self.dtype if dtype is None else dtype
         shape = (batch, length, arch.num_kv_heads, arch.head_dim)
-        zeros = lambda n: constrain(jnp.zeros((n, *shape), dtype), "layers", "batch", "length", "kv_heads", "head_dim")  # noqa: E731
+        zeros = lambda n: constrain(jnp.zeros((n, *shape), dtype), "layers", "batch", "length", "kv_heads", "head_dim")
         return {
             "segment_ids": jnp.zeros((batch, length), jnp.int32),
             "stacks": {

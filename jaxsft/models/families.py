@@ -299,7 +299,7 @@ def write(arch: Architecture, dtype: str) -> dict[str, Any]:
 
 
 def _write_rope(arch: Architecture, two: bool) -> dict[str, Any]:
-    parameters = lambda rope: {"rope_theta": rope.theta, **rope.scaling()}  # noqa: E731
+    parameters = lambda rope: {"rope_theta": rope.theta, **rope.scaling()}
     local = next((k.rope for k in arch.layers if k.window is not None), None)
     whole = next((k.rope for k in arch.layers if k.window is None), None)
     main = whole or local

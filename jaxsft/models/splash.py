@@ -79,7 +79,7 @@ def _local(q, k, v, segment_ids, *, window, soft_cap, scale, interpret):
         interpret=interpret,
     )
     q = (q * jnp.asarray(scale, jnp.promote_types(q.dtype, jnp.float32))).astype(q.dtype)
-    one_row = lambda q, k, v, ids: kernel(q, k, v, segment_ids=kernels.SegmentIds(ids, ids))  # noqa: E731
+    one_row = lambda q, k, v, ids: kernel(q, k, v, segment_ids=kernels.SegmentIds(ids, ids))
     q, k, v = (x.swapaxes(1, 2) for x in (q, k, v))  # the kernel wants [heads, length, head_dim]
     mixed = jax.vmap(one_row)(q, k, v, segment_ids).swapaxes(1, 2)
     # To the kernel padding is a segment like any other.

@@ -123,7 +123,7 @@ def shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
 
 def _read_header(path: epath.Path) -> dict[str, Entry]:
     size = path.stat().length
-    broken = lambda why: UserError(f"{path} is no whole safetensors file ({why}); download or save it again.")  # noqa: E731
+    broken = lambda why: UserError(f"{path} is no whole safetensors file ({why}); download or save it again.")
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if size < 8 or length > min(size - 8, LONGEST_HEADER):

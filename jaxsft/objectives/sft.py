@@ -72,7 +72,7 @@ class SFT:
 
 def weight_of_examples(batch: Batch) -> jax.Array:
     """The summed weight of each example, [B, E + 1]; slot 0 is padding."""
-    add = lambda weights, ids: jnp.zeros(batch.num_slots + 1, weights.dtype).at[ids].add(weights)  # noqa: E731
+    add = lambda weights, ids: jnp.zeros(batch.num_slots + 1, weights.dtype).at[ids].add(weights)
     return jax.vmap(add)(jnp.asarray(batch.weights), jnp.asarray(batch.example_ids))
 
 

@@ -239,7 +239,7 @@ class _Chunks:
 
     def paste(self, tree: Any, chunk: Any, i: jax.Array) -> Any:
         """Puts a chunk into its place in the room."""
-        put = lambda x, c: jax.lax.dynamic_update_slice_in_dim(x, c, i * self.width, axis=1)  # noqa: E731
+        put = lambda x, c: jax.lax.dynamic_update_slice_in_dim(x, c, i * self.width, axis=1)
         return _pinned(jax.tree.map(put, tree, chunk))
 
     def restore(self, tree: Any) -> Any:

@@ -96,7 +96,7 @@ def make_step(
             value, grads = value + extra, jax.tree.map(jnp.add, grads, extra_grads)
 
         mask = method.update_mask(state.params)
-        masked = lambda tree: tree if mask is None else jax.tree.map(lambda x, m: x * m, tree, mask)  # noqa: E731
+        masked = lambda tree: tree if mask is None else jax.tree.map(lambda x, m: x * m, tree, mask)
         grads = masked(pin(grads))
         directions, opt_state = optimizer.transformation.update(grads, state.opt_state, state.params)
         learning_rate = optimizer.schedule(state.step)

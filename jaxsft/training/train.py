@@ -132,7 +132,7 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
 def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any, dict[str, Any]]:
     """A fresh state, or the last whole checkpoint's."""
     program = run.program
-    load = lambda: load_params(  # noqa: E731
+    load = lambda: load_params(
         run.base_path, program.decoder, program.mesh, base_dtype(run.config, program.mesh)
     )
     if checkpoints.latest is None:

@@ -51,7 +51,7 @@ def data_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Sixty short conversations of ragged length."""
     rng = np.random.default_rng(0)
     path = tmp_path_factory.mktemp("data") / "conversations.jsonl"
-    say = lambda low, high: " ".join(rng.choice(WORDS, rng.integers(low, high)))  # noqa: E731
+    say = lambda low, high: " ".join(rng.choice(WORDS, rng.integers(low, high)))
     records = [{"prompt": say(1, 4), "completion": say(1, 9)} for _ in range(60)]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
     return path

@@ -77,7 +77,6 @@ def test_config(command, tmp_path, override, expected):
 
 
 def test_mesh_that_does_not_divide_the_model(command, tmp_path):
-
     refused(
         command(tmp_path / "w", "mesh.tensor=3"), "kv_heads=16", "tensor=3", "does not divide", XLA_FLAGS=devices(3)
     )
