@@ -209,12 +209,12 @@ class CheckpointConfig:
 
 @dataclasses.dataclass
 class EvalConfig:
-    """Evaluation during training, on `data` (empty path: none): token-weighted negative log-likelihood.
+    """Evaluation during training: token-weighted negative log-likelihood.
 
     Attributes:
-      data: rows to score; template, max_length and supervise follow the training data.
-      path: shorthand, see `DataConfig.path`.
+      path: see `DataConfig.path`; "" is none. Template, max_length and supervise follow the training data.
       rows: see `SourceConfig.rows`.
+      fields: see `SourceConfig.fields`.
       every: steps between evaluations; 0 is only before the first step and after the last.
       batch_size: rows of an evaluation batch.
     """
@@ -306,11 +306,15 @@ CHOICES = {
     "OptimizerConfig.name": ("adamw", "adafactor", "lion", "sm3", "muon"),
     "ObjectiveConfig.name": ("sft",),
 }
-POSITIVE = {"max_length", "max_examples_per_row", "rank", "chunk_size", "batch_size", "accumulate", "learning_rate"}
+POSITIVE = {
+    "max_length", "max_examples_per_row", "rank", "chunk_size", "batch_size", "accumulate", "learning_rate",
+    "keep_latest", "LogConfig.every",
+}  # fmt: skip
 NOT_NEGATIVE = {
     "weight", "max_dropped", "dropout", "z_loss", "label_smoothing", "final_ratio", "weight_decay", "max_grad_norm",
-    "ema", "warmup_ratio", "decay_ratio", "eps", "every", "keep_latest", "keep_best", "steps", "epochs", "alpha",
+    "ema", "warmup_ratio", "decay_ratio", "eps", "every", "keep_best", "steps", "epochs", "alpha", "b1", "b2", "seed",
 }  # fmt: skip
+BELOW_ONE = {"dropout", "label_smoothing", "ema", "b1"}
 
 
 def validate(config: Any, where: str = "config") -> None:
@@ -331,15 +335,18 @@ def validate(config: Any, where: str = "config") -> None:
             value = float(value)
             setattr(config, name, value)
         _check_type(value, hint, path)
-        choices = CHOICES.get(f"{type(config).__name__}.{name}", CHOICES.get(name))
+        own = f"{type(config).__name__}.{name}"
+        choices = CHOICES.get(own, CHOICES.get(name))
         if choices and value not in choices:
             raise UserError(
                 f"{path} is {value!r}; choose one of {', '.join(choices)}{did_you_mean(str(value), choices)}."
             )
-        if name in POSITIVE and not value > 0:
+        if (name in POSITIVE or own in POSITIVE) and not value > 0:
             raise UserError(f"{path} is {value!r}; it must be positive.")
         if name in NOT_NEGATIVE and not value >= 0:
             raise UserError(f"{path} is {value!r}; it must not be negative.")
+        if name in BELOW_ONE and not value < 1:
+            raise UserError(f"{path} is {value!r}; it must be below 1.")
         if isinstance(value, list):
             for i, item in enumerate(value):
                 if dataclasses.is_dataclass(item):
