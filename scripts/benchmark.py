@@ -19,7 +19,7 @@ from jaxsft.errors import UserError
 from jaxsft.models.architecture import Architecture
 from jaxsft.sharding import data_shards, make_mesh
 from jaxsft.training.program import Program, build
-from jaxsft.training.throughput import flops_per_token, memory_gib, peak_flops
+from jaxsft.training.throughput import flops_per_token, peak_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,8 +90,9 @@ def measure(name: str, method: str) -> str:
     seconds = seconds_per_step(program, compiled, batch)
     tokens = config.batch_size * shape.length
     memory = compiled.memory_analysis()
-    planned = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    peak = memory_gib() or (planned - memory.alias_size_in_bytes) / 2**30
+    # As planned by the compiler: what the device reports is the peak of all lines so far.
+    peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+    peak = (peak - memory.alias_size_in_bytes) / 2**30
     flops, best = (
         flops_per_token(shape.architecture(), shape.length, float(method == "full")),
         peak_flops(jax.devices()[0]),
