@@ -7,6 +7,7 @@ cut back to the checkpoint.
 
 import contextlib
 import dataclasses
+import json
 import math
 import signal
 import sys
@@ -53,6 +54,7 @@ def train(config: TrainConfig, workdir: str) -> str:
     """
     writer = jax.process_index() == 0
     folder = Workdir(workdir, writes=writer)
+    folder.compare("config", to_dict(config))
     if folder.finished:
         return f"{workdir} is finished already: {_headline(folder)}"
     run = _set_up(config, folder)
@@ -66,8 +68,8 @@ def train(config: TrainConfig, workdir: str) -> str:
         stack.callback(metrics.close)
         loop = Loop(run, checkpoints, metrics, frozen, counters)
         state = loop.run(state)
-    summary = {"steps": int(state.step), **loop.last, **{f"eval_{k}": v for k, v in loop.last_eval.items()}}
-    folder.write_json("summary.json", summary)
+    summary = {f"{split}_{name}": value for split, last in metrics.last.items() for name, value in last.items()}
+    folder.write_json("summary.json", {"steps": int(state.step), **summary})
     return f"{workdir}: {_headline(folder)}" if writer else ""
 
 
@@ -132,9 +134,7 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
 def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any, dict[str, Any]]:
     """A fresh state, or the last whole checkpoint's."""
     program = run.program
-    load = lambda: load_params(
-        run.base_path, program.decoder, program.mesh, base_dtype(run.config, program.mesh)
-    )
+    load = lambda: load_params(run.base_path, program.decoder, program.mesh, base_dtype(run.config, program.mesh))
     if checkpoints.latest is None:
         state, frozen = program.initial(load())
         return state, frozen, {"num_tokens": 0}
@@ -153,9 +153,7 @@ class Loop:
         self._maintain = _jit_maintenance(run.program)
         self._nll = make_nll(run.program.decoder, run.config.objective.chunk_size)
         self._pending: tuple[int, dict[str, jax.Array], float] | None = None
-        self._eval_loss: float | None = None
-        self.last: dict[str, float] = {}
-        self.last_eval: dict[str, float] = {}
+        self._eval_loss: tuple[int, float] | None = None
 
     def run(self, state: TrainState) -> TrainState:
         """From the state's step to the last; returns the last state, which is saved."""
@@ -209,7 +207,6 @@ class Loop:
         values["num_tokens"] = self._counters["num_tokens"]
         if step % self._run.config.log.every == 0 or step == self._run.steps:
             self._metrics.write(step, "train", values | self._timing(step, seconds))
-        self.last = values
         bar.update(step - bar.n)
         bar.set_postfix_str(f"loss {values['loss']:.4f}")
 
@@ -233,15 +230,15 @@ class Loop:
         params = state.aux.get("ema", state.params)
         model, adapters = run.program.method.compose(Parts(params, self._frozen, state.aux["method"]), {})
         result = evaluate(self._nll, model, adapters, run.held_out.evaluation_batches(), run.program.mesh)
-        self.last_eval = {"loss": result["nll_per_token"], **{k: v for k, v in result.items() if k != "nll_per_token"}}
-        self._eval_loss = result["nll_per_token"]
-        self._metrics.write(step, "eval", self.last_eval)
+        loss = result.pop("nll_per_token")
+        self._eval_loss = (step, loss)
+        self._metrics.write(step, "eval", {"loss": loss, **result})
         self._clock = time.monotonic()
 
     def _save(self, step: int, state: TrainState) -> None:
         self._metrics.sync()
-        self._checkpoints.save(step, state, dict(self._counters), self._eval_loss)
-        self._eval_loss = None
+        evaluated, loss = self._eval_loss or (None, None)
+        self._checkpoints.save(step, state, dict(self._counters), loss if evaluated == step else None)
 
 
 class _Preemption:
@@ -288,11 +285,9 @@ def _bar(steps: int, start: int) -> Iterator[tqdm] | Any:
 
 
 def _headline(folder: Workdir) -> str:
-    import json
-
     summary = json.loads((folder.path / "summary.json").read_text())
     evaluated = f", held-out loss {summary['eval_loss']:.4f}" if "eval_loss" in summary else ""
-    return f"{summary['steps']} steps, training loss {summary['loss']:.4f}{evaluated}"
+    return f"{summary['steps']} steps, training loss {summary['train_loss']:.4f}{evaluated}"
 
 
 def _say(text: Any) -> None:

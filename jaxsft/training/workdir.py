@@ -69,25 +69,35 @@ class Workdir:
         """
         versions = {name: _version(name) for name in PACKAGES} | {"python": platform.python_version()}
         new = {"kind": kind, "config": config, "fingerprints": fingerprints, "versions": versions}
-        file = self.path / "config.json"
-        if not file.exists():
+        if not (self.path / "config.json").exists():
             self.write_json("config.json", new)
             return
-        old = json.loads(file.read_text())
-        if "kind" not in old:
-            raise UserError(f"{file} is not a run's record (a model folder?); choose another --workdir.")
-        for section, free in (("config", FREE), ("fingerprints", ())):
-            before, now = _flatten(old[section]), _flatten(new[section])
-            for name in sorted(before.keys() | now.keys()):
-                if before.get(name) != now.get(name) and not any(name == f or name.startswith(f + ".") for f in free):
-                    raise UserError(
-                        f"workdir {self.path} holds a run with {section}.{name} = {before.get(name)!r}, now it is "
-                        f"{now.get(name)!r}; choose another --workdir, or repeat the command that started it."
-                    )
-        if changed := [
-            f"{n} {old['versions'].get(n)} -> {v}" for n, v in versions.items() if old["versions"].get(n) != v
-        ]:
+        self.compare("config", config)
+        old = self.compare("fingerprints", fingerprints)["versions"]
+        if changed := [f"{name} {old.get(name)} -> {now}" for name, now in versions.items() if old.get(name) != now]:
             print(f"note: this run started with other versions: {', '.join(changed)}")
+
+    def compare(self, section: str, now: dict[str, Any]) -> dict[str, Any]:
+        """Holds a section of config.json, if there is one, against what it would be now; returns the whole record.
+
+        Raises:
+          UserError: naming the first field that differs.
+        """
+        file = self.path / "config.json"
+        if not file.exists():
+            return {}
+        record = json.loads(file.read_text())
+        if "kind" not in record:
+            raise UserError(f"{file} is not a run's record (a model folder?); choose another --workdir.")
+        old, new = _flatten(record[section]), _flatten(now)
+        for name in sorted(old.keys() | new.keys()):
+            free = section == "config" and any(name == f or name.startswith(f + ".") for f in FREE)
+            if old.get(name) != new.get(name) and not free:
+                raise UserError(
+                    f"workdir {self.path} holds a run with {section}.{name} = {old.get(name)!r}, now it is "
+                    f"{new.get(name)!r}; choose another --workdir, or repeat the command that started it."
+                )
+        return record
 
     def write_json(self, name: str, value: Any) -> None:
         """Writes a file whole or not at all."""
@@ -108,11 +118,14 @@ class Metrics:
 
     def __init__(self, workdir: Workdir, resume_step: int, tensorboard: bool, wandb_project: str, writes: bool):
         self._path = workdir.path / "metrics.jsonl"
+        self.last: dict[str, dict[str, float]] = {}  # split -> its last numbers, less wall-clock figures
         self._writes, self._file, self._board, self._wandb = writes, None, None, None
         if not writes:
             return
         kept = [line for line in _whole_lines(self._path) if json.loads(line)["step"] <= resume_step]
         self._text = "".join(kept)
+        for entry in map(json.loads, kept):
+            self._remember(entry.pop("split"), entry)
         temporary = workdir.path / ".metrics.jsonl.tmp"
         temporary.write_text(self._text)
         temporary.replace(self._path)
@@ -127,6 +140,7 @@ class Metrics:
 
     def write(self, step: int, split: str, values: dict[str, float]) -> None:
         """One line: step, split, names and numbers."""
+        self._remember(split, {"step": step, **values})
         if not self._writes:
             return
         line = json.dumps({"step": step, "split": split, **values}) + "\n"
@@ -146,6 +160,9 @@ class Metrics:
                 self._board.add_scalar(name, value, step)
         if self._wandb:
             self._wandb.log(named, step=step)
+
+    def _remember(self, split: str, values: dict[str, float]) -> None:
+        self.last[split] = {name: value for name, value in values.items() if not name.startswith("time/")}
 
     def sync(self) -> None:
         """Everything written is on disk: called before a checkpoint, which must never be ahead of the metrics."""

@@ -28,7 +28,7 @@ def test_metrics_are_complete(undisturbed):
     assert [m["step"] for m in metrics if m["split"] == "eval"] == [0, 10, 20, 24]
     summary = json.loads((workdir / "summary.json").read_text())
     assert summary["steps"] == 24
-    assert summary["loss"] == metrics[-2]["loss"] and summary["eval_loss"] == metrics[-1]["loss"]
+    assert summary["train_loss"] == metrics[-2]["loss"] and summary["eval_loss"] == metrics[-1]["loss"]
     losses = [m["loss"] for m in metrics if m["split"] == "train"]
     assert min(losses) < losses[0] - 0.1, "nothing was learnt"
 
@@ -92,6 +92,17 @@ def test_a_finished_run_says_so(undisturbed, command):
     again = run(command(workdir, *overrides))
     assert again.returncode == 0
     assert "finished already" in again.stdout
+    assert lines(workdir) == expected
+
+
+def test_killed_between_the_last_checkpoint_and_the_summary(undisturbed, command, tmp_path):
+    overrides, expected, finished = undisturbed
+    workdir = tmp_path / "run"
+    shutil.copytree(finished, workdir)
+    (workdir / "summary.json").unlink()
+    again = run(command(workdir, *overrides))
+    assert again.returncode == 0, again.stderr
+    assert (workdir / "summary.json").read_text() == (finished / "summary.json").read_text()
     assert lines(workdir) == expected
 
 
