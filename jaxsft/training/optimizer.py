@@ -78,7 +78,8 @@ DIRECTIONS: dict[str, Callable[[OptimizerConfig, Tree], optax.GradientTransforma
     ),
     "muon": lambda c, params: optax.partition(
         {
-            "matrix": optax.contrib.scale_by_muon(beta=c.b1, consistent_rms=0.2),  # AdamW's typical update size
+            # 0.2 is the typical size of AdamW's updates; optax scales by minus the learning rate
+            "matrix": optax.chain(optax.contrib.muon(1.0, beta=c.b1, consistent_rms=0.2), optax.scale(-1.0)),
             "other": optax.scale_by_adam(b1=c.b1, b2=c.b2, eps=c.eps),
         },
         lambda tree: layout.map_leaves(
@@ -92,7 +93,7 @@ LAYERWISE = ("adafactor", "sm3", "muon")
 
 def per_layer(tx: optax.GradientTransformation, params: Tree) -> optax.GradientTransformation:
     """Applies `tx` to each layer of every stack as if the layers were arrays of their own."""
-    label = lambda path, _: "/".join(path[:3]) if path[0] == "stacks" else "whole"  # noqa: E731
+    label = lambda path, _: "/".join(path[:3]) if path[0] == "stacks" else "whole"
     labels = layout.map_leaves(label, params)
     stacked = optax.GradientTransformation(jax.vmap(tx.init), jax.vmap(tx.update))
     names = set(jax.tree.leaves(labels))
