@@ -105,7 +105,7 @@ def parse(record: Any, where: str, fields: Mapping[str, str] | None = None) -> C
     if missing := [name for name in fields if name not in record]:
         hint = did_you_mean(missing[0], record)
         raise UserError(f"{where}: the record has no field {missing[0]!r}, which the field map names{hint}.")
-    values = {fields.get(name, name): value for name, value in record.items() if value is not None}
+    values = rename(record, fields)
     form = next((form for form in FORMS if all(name in values for name in form)), None)
     if form is None:
         raise UserError(
@@ -120,6 +120,13 @@ def parse(record: Any, where: str, fields: Mapping[str, str] | None = None) -> C
     conversation.weight = _weight(values, where, 1.0)
     conversation.extras = {name: value for name, value in values.items() if name not in KNOWN_FIELDS}
     return conversation
+
+
+def rename(record: Mapping[str, Any], fields: Mapping[str, str]) -> dict[str, Any]:
+    """The record's fields that are not null under their mapped names; a mapped field wins over one of that name."""
+    held = {name: value for name, value in record.items() if value is not None}
+    own = {name: value for name, value in held.items() if name not in fields}
+    return own | {fields[name]: value for name, value in held.items() if name in fields}
 
 
 class _Reader:
@@ -158,7 +165,7 @@ def _message(value: Any, where: str) -> Message:
         raise UserError(f"{where} is a {type(value).__name__}; it must be an object with a role and a content.")
     value = {name: field for name, field in value.items() if field is not None}
     given = next((value.pop(key) for key in ROLE_KEYS if key in value), None)
-    if given not in ROLES:
+    if not isinstance(given, str) or given not in ROLES:
         raise UserError(f"{where}: unknown role {given!r}; known are {', '.join(ROLES)}.")
     content = next((value.pop(key) for key in CONTENT_KEYS if key in value), None)
     weight = _weight(value, where, None)
@@ -270,7 +277,8 @@ def _read_completion(record: _Reader) -> Conversation:
 def _read_alpaca(record: _Reader) -> Conversation:
     instruction, extra = record.text("instruction"), record.text("input", "")
     messages = []
-    for pair in record.values.get("history", []):
+    history = record.values.get("history", [])
+    for pair in history if isinstance(history, Sequence) else [history]:
         if not isinstance(pair, Sequence) or len(pair) != 2 or not all(isinstance(text, str) for text in pair):
             raise UserError(f"{record.where}: 'history' must be a list of [question, answer] pairs of strings.")
         messages += [Message("user", pair[0]), Message("assistant", pair[1])]

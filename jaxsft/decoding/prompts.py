@@ -2,7 +2,7 @@
 
 import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -91,7 +91,8 @@ def read_prompts(path: str) -> list[Prompt]:
     source = open_source(SourceConfig(path=path))
     prompts = []
     for record, where in source.records(0, len(source)):
-        value = next((record[name] for name in ("prompt", "messages") if name in record), None)
+        held = record if isinstance(record, Mapping) else {}
+        value = next((held[name] for name in ("prompt", "messages") if name in held), None)
         if value is None:
             raise UserError(f"{where}: the record has neither `prompt` nor `messages`.")
         prompts.append(value if isinstance(value, str) else read_messages(value, where))

@@ -23,7 +23,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxsft.config import DataConfig, EvaluateConfig, SourceConfig, did_you_mean
-from jaxsft.data.conversation import Conversation, Message
+from jaxsft.data.conversation import Conversation, Message, rename
 from jaxsft.data.render import Renderer
 from jaxsft.data.sources import open_source, row_range
 from jaxsft.data.templates import load_template
@@ -150,7 +150,7 @@ def parse_question(record: Any, where: str, fields: Mapping[str, str], source: s
     """
     if not isinstance(record, Mapping):
         raise UserError(f"{where}: the record is a {type(record).__name__}; it must be an object with named fields.")
-    values = {fields.get(name, name): value for name, value in record.items() if value is not None}
+    values = rename(record, fields)
 
     def field(name: str) -> Any:
         for alias in NAMES[name]:
@@ -162,14 +162,16 @@ def parse_question(record: Any, where: str, fields: Mapping[str, str], source: s
     text, given = field("question"), field("choices")
     labels: list[str] = []
     if isinstance(given, Mapping) and {"text", "label"} <= given.keys():
-        choices, labels = list(given["text"]), list(given["label"])
+        choices, labels = given["text"], given["label"]
     elif isinstance(given, Mapping):
         choices = list(given)
         right = {i for i, choice in enumerate(choices) if given[choice] == 1}
     else:
-        choices = list(given)
+        choices = given
     if (
         not isinstance(text, str)
+        or not isinstance(choices, list)
+        or not isinstance(labels, list)
         or len(choices) < 2
         or not all(isinstance(choice, str) and choice for choice in choices)
     ):
