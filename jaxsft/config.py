@@ -71,6 +71,10 @@ class DataConfig:
     cache_dir: str = ""
     max_dropped: float = 0.2
 
+    def all_sources(self) -> list[SourceConfig]:
+        """`sources`, or the one that `path`, `rows` and `fields` are short for."""
+        return self.sources or [SourceConfig(path=self.path, rows=self.rows, fields=self.fields)]
+
 
 @dataclasses.dataclass
 class ModelConfig:

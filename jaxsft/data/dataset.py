@@ -79,7 +79,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, seed: int = 0) -> "Dataset
     """
     if config.max_length < 2:
         raise UserError(f"config.data.max_length is {config.max_length}; a token and its target need at least 2.")
-    sources = config.sources or [SourceConfig(path=config.path, rows=config.rows, fields=config.fields)]
+    sources = config.all_sources()
     opened = [open_source(source) for source in sources]
     caches = [_tokenised(source, s, config, tokenizer) for source, s in zip(sources, opened)]
     return Dataset(config, caches, [source.weight for source in sources], seed)

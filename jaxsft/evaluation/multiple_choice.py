@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxsft.config import DataConfig, EvaluateConfig, SourceConfig, did_you_mean
+from jaxsft.config import DataConfig, EvaluateConfig, did_you_mean
 from jaxsft.data.conversation import Conversation, Message, rename
 from jaxsft.data.render import Renderer
 from jaxsft.data.sources import open_source, row_range
@@ -135,7 +135,7 @@ def read_questions(config: DataConfig) -> list[Question]:
       UserError: for a record without question, choices or answer, naming the record and the field.
     """
     found = []
-    for source in config.sources or [SourceConfig(path=config.path, rows=config.rows, fields=config.fields)]:
+    for source in config.all_sources():
         opened = open_source(source)
         for record, where in opened.records(*row_range(source.rows, len(opened))):
             found.append(parse_question(record, where, source.fields, opened.name))

@@ -90,8 +90,7 @@ def _is_text(config: DataConfig) -> bool:
         record, where = next(iter(open_source(source).records(0, 1)))
         return parse(record, where, source.fields).text is not None
 
-    sources = config.sources or [SourceConfig(path=config.path, fields=config.fields)]
-    return all(first_is_text(source) for source in sources)
+    return all(first_is_text(source) for source in config.all_sources())
 
 
 def _without_last_column(batch: Batch) -> Batch:
