@@ -96,7 +96,7 @@ def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, examp
       example: a batch of the run, or one of ShapeDtypeStructs: its shapes, with `config.batch_size` rows.
 
     Raises:
-      UserError: if rows, micro-batches or weights do not divide by the mesh.
+      UserError: if rows, micro-batches or weights do not divide by the mesh, or the config leaves nothing to train.
     """
     _check_rows(config, mesh)
     dtype, _ = dtypes(config.model, mesh)
@@ -107,6 +107,8 @@ def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, examp
     where = "config.adapter.lora.targets" if config.adapter.kind == "lora" else "config.optimizer.freeze"
     layout.select(arch, abstract_base, patterns, where)  # refuses patterns that name nothing
     parts = jax.eval_shape(lambda base: method.split(base, jax.random.key(config.seed)), abstract_base)
+    if not jax.tree.leaves(parts.params):
+        raise UserError(f"{where} is {patterns!r}, which leaves nothing to train; choose other patterns.")
     axes: Parts = method.axes(decoder.logical_axes())
     optimizer = make_optimizer(config.optimizer, steps, arch, parts.params)
     step = make_step(decoder, method, make_objective(config.objective), optimizer, config.accumulate, axes.params)
@@ -128,8 +130,17 @@ def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, examp
 
 
 def make_method(config: TrainConfig, arch: Architecture) -> Method:
-    """The tuning method that the config names."""
+    """The tuning method that the config names.
+
+    Raises:
+      UserError: for a choice of parameters that the method cannot train.
+    """
     if config.adapter.kind == "lora":
+        if arch.tied and layout.matches(config.adapter.lora.targets, "embed"):
+            raise UserError(
+                "config.adapter.lora.targets names embed, which is tied to this model's head: merging the adapter "
+                "would change the head too; choose patterns that leave embed out."
+            )
         if config.optimizer.freeze:
             raise UserError(
                 "config.optimizer.freeze has no effect under an adapter; leave it empty and narrow the targets."

@@ -1,0 +1,252 @@
+"""The typed tree: strict reading, validation, and choices that the code behind them knows."""
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxsft.config import (
+    CHOICES,
+    NOT_NEGATIVE,
+    POSITIVE,
+    AdapterConfig,
+    DataConfig,
+    EvaluateConfig,
+    LoRAConfig,
+    ModelConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    SourceConfig,
+    TrainConfig,
+    did_you_mean,
+    from_dict,
+    to_dict,
+    validate,
+)
+from jaxsft.data.conversation import Conversation, Message
+from jaxsft.data.dataset import prepare
+from jaxsft.data.render import Renderer
+from jaxsft.data.templates import load_template
+from jaxsft.errors import UserError
+from jaxsft.evaluation import tasks
+from jaxsft.evaluation.multiple_choice import Question, grade
+from jaxsft.models.decoder import Decoder
+from jaxsft.objectives.objective import make_objective
+from jaxsft.sharding import make_mesh
+from jaxsft.training.optimizer import DIRECTIONS, make_optimizer, make_schedule
+from jaxsft.training.program import dtypes, make_method
+from tests.data.conftest import make_tokenizer
+from tests.tiny import llama
+
+KINDS = (TrainConfig, EvaluateConfig)
+
+
+def full() -> TrainConfig:
+    """A config that differs from the default in every kind of field."""
+    sources = [SourceConfig("a", fields={"q": "prompt"}), SourceConfig("b", weight=0.5, rows=":-9")]
+    return TrainConfig(
+        data=DataConfig(sources=sources, packing=False),
+        adapter=AdapterConfig("lora", LoRAConfig(rank=3, targets=("head", "layers.0"))),
+        optimizer=OptimizerConfig("lion", 3e-4, no_decay=(), freeze=("embed",)),
+        seed=7,
+    )
+
+
+@pytest.mark.parametrize("config", [TrainConfig(), EvaluateConfig(), full()], ids=["train", "evaluate", "full"])
+def test_round_trip(config):
+    written = to_dict(config)
+    assert json.loads(json.dumps(written)) == written
+    again = from_dict(type(config), written)
+    assert again == config
+    validate(again)
+    assert type(again.data) is DataConfig and all(type(s) is SourceConfig for s in again.data.sources)
+
+
+def test_missing_fields_take_their_defaults():
+    config = from_dict(TrainConfig, {"adapter": {"lora": {"rank": 2}}})
+    assert config == TrainConfig(adapter=AdapterConfig(lora=LoRAConfig(rank=2)))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"sede": 1}, r"config\.sede is no field of TrainConfig; did you mean 'seed'\?"),
+        ({"optimizer": {"learning_rte": 1.0}}, r"config\.optimizer\.learning_rte is .*'learning_rate'"),
+        ({"data": {"sources": [{}, {"wieght": 1.0}]}}, r"config\.data\.sources\[1\]\.wieght is .*'weight'"),
+        ({"zzzzzz": 1}, r"config\.zzzzzz is no field of TrainConfig\.$"),
+    ],
+)
+def test_unknown_fields(values, message):
+    with pytest.raises(UserError, match=message):
+        from_dict(TrainConfig, values)
+
+
+def broken(path: str, value: object) -> TrainConfig:
+    config = full()
+    *steps, last = path.split(".")
+    node = config
+    for step in steps:
+        node = node[int(step)] if step.isdigit() else getattr(node, step)
+    setattr(node, last, value)
+    return config
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "message"),
+    [
+        ("steps", "many", r"config\.steps is 'many' \(str\); its type is int"),
+        ("steps", 1.0, r"config\.steps is 1\.0 \(float\)"),
+        ("steps", True, r"config\.steps is True \(bool\)"),
+        ("data.packing", 1, r"config\.data\.packing is 1 \(int\); its type is bool"),
+        ("optimizer.learning_rate", "1e-3", r"config\.optimizer\.learning_rate is '1e-3' \(str\); its type is float"),
+        ("optimizer.freeze", "embed", r"config\.optimizer\.freeze is 'embed' \(str\)"),
+        ("optimizer.freeze", ("embed", 3), r"config\.optimizer\.freeze"),
+        ("data.fields", {"a": 1}, r"config\.data\.fields"),
+        ("data.sources", [{"path": "a"}], r"config\.data\.sources"),
+        ("data.sources.1.weight", "x", r"config\.data\.sources\[1\]\.weight"),
+        ("data.sources.1.weight", -1.0, r"config\.data\.sources\[1\]\.weight is -1\.0; it must not be negative"),
+        ("adapter.lora", {"rank": 2}, r"config\.adapter\.lora is .*; it must be a LoRAConfig"),
+        ("batch_size", 0, r"config\.batch_size is 0; it must be positive"),
+        ("adapter.lora.rank", -1, r"config\.adapter\.lora\.rank is -1; it must be positive"),
+        ("optimizer.weight_decay", -0.1, r"config\.optimizer\.weight_decay is -0\.1; it must not be negative"),
+        ("optimizer.learning_rate", float("nan"), r"config\.optimizer\.learning_rate is nan"),
+        ("optimizer.name", "adamm", r"config\.optimizer\.name is 'adamm'; choose one of .*did you mean 'adamw'"),
+        ("optimizer.schedule", "", r"config\.optimizer\.schedule is ''; choose one of cosine, linear"),
+        ("objective.name", "adamw", r"config\.objective\.name is 'adamw'; choose one of sft"),
+        ("model.dtype", "bf16", r"config\.model\.dtype is 'bf16'; .*'bfloat16'"),
+    ],
+)
+def test_what_cannot_be_is_refused(path, value, message):
+    with pytest.raises(UserError, match=message):
+        validate(broken(path, value))
+
+
+def test_whole_numbers_are_numbers():
+    config = broken("epochs", 3)
+    validate(config)
+    assert type(config.epochs) is float and config.epochs == 3.0
+
+
+def fields(kind: type) -> set[tuple[str, str]]:
+    """(class, field) of a config's whole tree."""
+    found = set()
+    for field in dataclasses.fields(kind):
+        found.add((kind.__name__, field.name))
+        for inner in (field.default_factory, SourceConfig if field.name == "sources" else None):
+            if dataclasses.is_dataclass(inner):
+                found |= fields(inner)
+    return found
+
+
+def test_rules_are_of_fields_that_exist():
+    known = set.union(*map(fields, KINDS))
+    names = {name for _, name in known} | {f"{kind}.{name}" for kind, name in known}
+    assert names >= CHOICES.keys() | POSITIVE | NOT_NEGATIVE
+    for kind in KINDS:
+        validate(kind())
+
+
+def test_did_you_mean():
+    assert did_you_mean("pakcing", ["packing", "path"]) == "; did you mean 'packing'?"
+    assert did_you_mean("colour", ["packing", "path"]) == ""
+
+
+# --- every choice, given to the code that reads it: an effect of its own, and an error for another word
+
+
+def _truncation(choice, tmp_path):
+    """Three short conversations and a long one: how many are left."""
+    words = ("Blue", "Blue is a colour. " * 9)
+    text = "".join(json.dumps({"prompt": "Name", "completion": word}) + "\n" for word in (words[0],) * 3 + words[1:])
+    (tmp_path / "rows.jsonl").write_text(text)
+    data = DataConfig(str(tmp_path / "rows.jsonl"), template="plain", max_length=48, truncation=choice, max_dropped=1.0)
+    data.cache_dir = str(tmp_path / "cache")
+    try:
+        return len(prepare(data, make_tokenizer(bos_token="<s>", eos_token="</s>"), 0).lengths)
+    except UserError as error:
+        return "longer than config.data.max_length 48" in str(error)
+
+
+def _supervise(choice, tmp_path):
+    tokenizer = make_tokenizer(bos_token="<s>", eos_token="</s>")
+    conversation = Conversation([Message("user", "Hello"), Message("assistant", "Blue")])
+    (example,) = Renderer(load_template("chatml", tokenizer), tokenizer, choice).examples([(conversation, "here")])
+    return int(np.count_nonzero(example.weights))
+
+
+def _loss(**changes):
+    """The forward pass and gradient of a tiny model, traced."""
+    decoder = Decoder(llama(), **changes)
+    ones = jnp.ones((1, 4), jnp.int32)
+    run = lambda params: decoder.forward(params, ones, ones, ones).hidden.sum()
+    return str(jax.make_jaxpr(jax.grad(run))(decoder.abstract_params()))
+
+
+def _grade(choice, tmp_path):
+    """Which of three choices wins: the likeliest, the likeliest by token, or the likeliest by byte."""
+    scores, tokens = np.array([-4.0, -3.0, -3.5]), np.array([1, 2, 9])
+    questions = [Question("", ["aaaa", "b", "cc"], {i}, "") for i in range(3)]
+    return [bool(grade([question], scores, tokens, choice)[0]) for question in questions].index(True)
+
+
+def _schedule(choice, tmp_path):
+    return tuple(float(make_schedule(OptimizerConfig(schedule=choice), 20)(step)) for step in range(20))
+
+
+def _optimizer(choice, tmp_path):
+    params = Decoder(llama()).init(jax.random.key(0))
+    transformation = make_optimizer(OptimizerConfig(choice), 9, llama(), params).transformation
+    return str(jax.tree.structure(jax.eval_shape(transformation.init, params)))
+
+
+def _dtypes(field):
+    def read(choice, tmp_path):
+        config = ModelConfig(**{field: choice})
+        platform = "tpu" if choice == "auto" else "cpu"  # where "auto" is not float32
+        device = type("Device", (), {"platform": platform})
+        mesh = type("Mesh", (), {"devices": np.array([device], object)})
+        picked = dtypes(config, mesh)[("dtype", "param_dtype").index(field)]
+        return f"{choice if choice == 'auto' else ''}{picked.name}"
+
+    return read
+
+
+def _method(choice, tmp_path):
+    return type(make_method(TrainConfig(adapter=AdapterConfig(choice)), llama())).__name__
+
+
+READERS = {
+    "truncation": (_truncation, {"right": 4, "drop": 3, "error": True}),
+    "supervise": (_supervise, None),
+    "dtype": (_dtypes("dtype"), {"auto": "autobfloat16", "float32": "float32", "bfloat16": "bfloat16"}),
+    "param_dtype": (_dtypes("param_dtype"), {"auto": "autobfloat16", "float32": "float32", "bfloat16": "bfloat16"}),
+    "remat": (lambda choice, _: _loss(remat=choice), None),
+    "attention": (lambda choice, _: (choice, bool(_loss(attention=choice))), None),  # on CPUs both are XLA
+    "kind": (_method, {"none": "Full", "lora": "LoRA"}),
+    "reduction": (lambda choice, _: make_objective(ObjectiveConfig(reduction=choice)).reduction, None),
+    "schedule": (_schedule, None),
+    "task": (lambda choice, _: tasks.HEADLINES[choice], None),
+    "normalize": (_grade, {"none": 1, "tokens": 2, "bytes": 0}),
+    "OptimizerConfig.name": (_optimizer, None),
+    "ObjectiveConfig.name": (lambda choice, _: type(make_objective(ObjectiveConfig(choice))).__name__, {"sft": "SFT"}),
+}
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_every_choice_is_known_to_its_reader(name, tmp_path):
+    read, expected = READERS[name]
+    effects = {choice: read(choice, tmp_path) for choice in CHOICES[name]}
+    assert len(set(effects.values())) == len(CHOICES[name]), "two choices do the same"
+    assert expected is None or effects == expected
+
+
+def test_no_reader_knows_more_than_the_config_lets_through():
+    assert set(DIRECTIONS) == set(CHOICES["OptimizerConfig.name"])
+    assert set(tasks.HEADLINES) == set(CHOICES["task"])
+
+
+def test_auto_is_float32_on_cpu():
+    assert dtypes(ModelConfig(), make_mesh(TrainConfig().mesh)) == (jnp.float32, jnp.float32)
