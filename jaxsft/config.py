@@ -81,7 +81,7 @@ class ModelConfig:
     """The model that training starts from.
 
     Attributes:
-      path: a Hugging Face folder or hub name, or a workdir.
+      path: a Hugging Face folder or hub name.
       dtype: compute dtype, "float32", "bfloat16", or "auto" (bfloat16 on TPU and GPU, float32 on CPU).
       param_dtype: dtype of frozen parameters, likewise; trained parameters are always float32.
       remat: what the backward pass recomputes: "none", "dots" (keeps matrix products) or "block" (keeps layer inputs).
@@ -102,7 +102,7 @@ class LoRAConfig:
     Attributes:
       rank: r.
       alpha: the update is scaled by alpha / r, with `rslora` by alpha / sqrt(r).
-      dropout: on the adapter's input, in training.
+      dropout: on the adapter's input, in training; none on the head's and the embedding's.
       rslora: see `alpha`.
       targets: logical-path patterns of the linear maps that get an adapter, see `jaxsft.models.layout.matches`.
     """
@@ -129,7 +129,8 @@ class ObjectiveConfig:
     Attributes:
       name: "sft".
       reduction: "token_mean" (sum of weighted losses over sum of weights) or "example_mean" (mean over examples of
-        their weighted mean); both over the whole global batch.
+        their weighted mean, in which a weight that all of an example's tokens share cancels); both over the whole
+        global batch.
       z_loss: coefficient of the squared log-partition.
       label_smoothing: mass given to the uniform distribution.
       chunk_size: tokens per device whose logits exist at once.
@@ -203,7 +204,7 @@ class CheckpointConfig:
     Attributes:
       every: steps between saves; 0 saves only at the end (and on SIGTERM).
       keep_latest: how many of the latest are kept.
-      keep_best: how many with the lowest evaluation loss are kept besides.
+      keep_best: how many with the lowest evaluation loss are kept besides; every evaluation is then saved.
     """
 
     every: int = 500
