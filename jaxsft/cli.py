@@ -72,6 +72,11 @@ def main(function: Callable[[], str]) -> None:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except ImportError as error:
+        if not any("gs://" in argument for argument in sys.argv):
+            raise
+        print(f"error: gs:// paths need a library for them: {error}; pip install 'jaxsft[gcs]'.", file=sys.stderr)
+        sys.exit(1)
 
 
 def _run(function: Callable[[], str]) -> None:

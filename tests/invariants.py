@@ -95,7 +95,7 @@ def gradient(case: Case, batch, accumulate: int = 1):
     """The gradient that reaches the optimizer, as minus one step of plain gradient descent."""
     program, state, frozen = start(case, one_device(), batch)
     descent = Optimizer(optax.identity(), lambda step: jnp.float32(1.0))
-    from jaxsft.objectives.objective import make_objective
+    from jaxsft.objectives.registry import make_objective
 
     step = make_step(program.decoder, program.method, make_objective(case.config.objective), descent, accumulate)
     state = dataclasses.replace(state, opt_state=descent.transformation.init(state.params))

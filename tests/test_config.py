@@ -1,7 +1,9 @@
 """The typed tree: strict reading, validation, and choices that the code behind them knows."""
 
 import dataclasses
+import functools
 import json
+import runpy
 
 import jax
 import jax.numpy as jnp
@@ -31,13 +33,13 @@ from jaxsft.data.dataset import prepare
 from jaxsft.data.render import Renderer
 from jaxsft.data.templates import load_template
 from jaxsft.errors import UserError
-from jaxsft.evaluation import tasks
 from jaxsft.evaluation.multiple_choice import Question, grade
 from jaxsft.models.decoder import Decoder
-from jaxsft.objectives.objective import make_objective
+from jaxsft.objectives.registry import make_objective
 from jaxsft.sharding import make_mesh
 from jaxsft.training.optimizer import DIRECTIONS, make_optimizer, make_schedule
 from jaxsft.training.program import dtypes, make_method
+from tests.conftest import REPOSITORY
 from tests.data.conftest import make_tokenizer
 from tests.tiny import llama
 
@@ -218,6 +220,11 @@ def _method(choice, tmp_path):
     return type(make_method(TrainConfig(adapter=AdapterConfig(choice)), llama())).__name__
 
 
+@functools.cache
+def _headlines() -> dict[str, str]:
+    return runpy.run_path(str(REPOSITORY / "scripts" / "evaluate.py"))["HEADLINES"]
+
+
 READERS = {
     "truncation": (_truncation, {"right": 4, "drop": 3, "error": True}),
     "supervise": (_supervise, None),
@@ -228,7 +235,7 @@ READERS = {
     "kind": (_method, {"none": "Full", "lora": "LoRA"}),
     "reduction": (lambda choice, _: make_objective(ObjectiveConfig(reduction=choice)).reduction, None),
     "schedule": (_schedule, None),
-    "task": (lambda choice, _: tasks.HEADLINES[choice], None),
+    "task": (lambda choice, _: _headlines()[choice], None),
     "normalize": (_grade, {"none": 1, "tokens": 2, "bytes": 0}),
     "OptimizerConfig.name": (_optimizer, None),
     "ObjectiveConfig.name": (lambda choice, _: type(make_objective(ObjectiveConfig(choice))).__name__, {"sft": "SFT"}),
@@ -245,7 +252,7 @@ def test_every_choice_is_known_to_its_reader(name, tmp_path):
 
 def test_no_reader_knows_more_than_the_config_lets_through():
     assert set(DIRECTIONS) == set(CHOICES["OptimizerConfig.name"])
-    assert set(tasks.HEADLINES) == set(CHOICES["task"])
+    assert set(_headlines()) == set(CHOICES["task"])
 
 
 def test_auto_is_float32_on_cpu():

@@ -25,6 +25,12 @@ class Full(Base):
     freeze: tuple[str, ...] = ()
 
     name = "full"
+    trains_base = True
+
+    @property
+    def patterns(self) -> tuple[str, tuple[str, ...]]:
+        """What is not trained."""
+        return "config.optimizer.freeze", self.freeze
 
     def split(self, base: Tree, key: jax.Array) -> Parts:
         """Trained parameters in float32; frozen ones as they are."""

@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsft.adapters.method import Base, Parts, Tree
-from jaxsft.adapters.projection import Aux, Context, dense, project
 from jaxsft.config import LoRAConfig
 from jaxsft.models import layout
 from jaxsft.models.architecture import Architecture
+from jaxsft.models.projection import Aux, Context, dense, project
 
 
 @jax.tree_util.register_dataclass
@@ -54,6 +54,11 @@ class LoRA(Base):
     config: LoRAConfig
     arch: Architecture
     name = "lora"
+
+    @property
+    def patterns(self) -> tuple[str, tuple[str, ...]]:
+        """What gets an adapter."""
+        return "config.adapter.lora.targets", self.config.targets
 
     @property
     def scale(self) -> float:

@@ -35,11 +35,11 @@ class Maintenance(NamedTuple):
 
     Attributes:
       due: steps done -> whether to run now.
-      apply: pure function from train state to train state, jitted by the caller with the state donated.
+      apply: pure function (train state, frozen) -> train state, jitted by the caller with the state donated.
     """
 
     due: Callable[[int], bool]
-    apply: Callable[[Any], Any]
+    apply: Callable[[Any, Tree], Any]
 
 
 class Method(Protocol):
@@ -63,17 +63,24 @@ class Method(Protocol):
 
 
 class Base:
-    """Defaults: no probes, no terms, no maintenance."""
+    """Defaults: a frozen base, no probes, no terms, no maintenance."""
+
+    trains_base: bool = False  # whether the base's own weights are trained, and so wanted in float32
+
+    @property
+    def patterns(self) -> tuple[str, tuple[str, ...]]:
+        """The config field that chooses among the base's arrays, and its logical-path patterns."""
+        return "", ()
 
     def probes(self, parts: Parts) -> Tree:
         """Zero inputs differentiated beside the parameters; `observe` gets their gradients."""
         del parts
         return {}
 
-    def observe(self, aux: Tree, probe_gradients: Tree) -> Tree:
+    def observe(self, parts: Parts, probe_gradients: Tree) -> Tree:
         """The next `aux`, given the (accumulated) gradients at the probes."""
         del probe_gradients
-        return aux
+        return parts.aux
 
     def denominators(self, batch: Batch) -> dict[str, jax.Array]:
         """Denominators of `terms`, from arrays of the whole global batch alone."""

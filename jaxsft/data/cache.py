@@ -22,7 +22,7 @@ from etils import epath
 from jaxsft.data.render import Example
 from jaxsft.errors import UserError
 
-VERSION = 3  # raise it when the same data would give other arrays
+VERSION = 4  # raise it when the same data would give other arrays
 DEFAULT = "~/.cache/jaxsft"
 META = "meta.json"
 
@@ -50,6 +50,7 @@ class TokenCache:
       firsts: int32 [examples], place of the first supervised token in its example.
       supervised: int32 [examples], how many tokens of it are supervised.
       notices: what users should know -> of how many examples.
+      max_id: the largest token id.
       fingerprint: of the files, the rendering and the tokenizer.
     """
 
@@ -64,6 +65,7 @@ class TokenCache:
     source_names: list[str]
     task_type_names: list[str]
     notices: dict[str, int]
+    max_id: int
     fingerprint: str
 
 
@@ -158,11 +160,13 @@ def _write(path: Path, entries: Iterable[Entry]) -> None:
     source_names: dict[str, int] = {}
     task_type_names: dict[str, int] = {}
     notices: dict[str, int] = {}
+    max_id = 0
     with open(path / "ids", "wb") as ids, open(path / "weights", "wb") as weights:
         for example, source, task_type, notice in entries:
             targets = np.flatnonzero(example.weights)
             ids.write(example.ids.astype(np.int32).data)
             weights.write(example.weights.astype(np.float32).data)
+            max_id = max(max_id, int(example.ids.max(initial=0)))
             columns["starts"].append(columns["starts"][-1] + len(example.ids))
             columns["sources"].append(source_names.setdefault(source, len(source_names)))
             columns["task_types"].append(task_type_names.setdefault(task_type, len(task_type_names)))
@@ -176,7 +180,12 @@ def _write(path: Path, entries: Iterable[Entry]) -> None:
             os.fsync(stream.fileno())
     for name, values in columns.items():
         (path / name).write_bytes(np.array(values, ARRAYS[name]).data)
-    meta = {"source_names": list(source_names), "task_type_names": list(task_type_names), "notices": notices}
+    meta = {
+        "source_names": list(source_names),
+        "task_type_names": list(task_type_names),
+        "notices": notices,
+        "max_id": max_id,
+    }
     (path / META).write_text(json.dumps(meta))
 
 

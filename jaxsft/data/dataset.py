@@ -159,6 +159,19 @@ class Dataset:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def check_vocabulary(self, size: int) -> None:
+        """Refuses data that a model of so many embeddings cannot read; a lookup beyond them would give NaN.
+
+        Raises:
+          UserError: if there is a token id of `size` or more.
+        """
+        largest = max(cache.max_id for cache in self._caches)
+        if largest >= size:
+            raise UserError(
+                f"the data holds the token id {largest}, but the model has {size} embeddings (vocab_size): its "
+                "tokenizer was extended without it; resize the model, or choose a template of the tokenizer's own tokens."
+            )
+
     def example(self, i: int) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:
         """Example i: ids int32 [n], weights float32 [n] of each token as a target, and its extras."""
         cache, start = self._caches[self._cache_of[i]], self._starts[i]

@@ -200,6 +200,10 @@ class _GenerationTag(jinja2.ext.Extension):
         return text
 
 
+# Templates that write today's date get this one: tokens that change from day to day would change a run that resumes.
+TODAY = datetime.datetime(2024, 7, 26)
+
+
 @functools.cache
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(
@@ -207,7 +211,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
     )
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
+    environment.globals["strftime_now"] = TODAY.strftime
     return environment
 
 

@@ -111,7 +111,7 @@ def measure(model: Any, config: EvaluateConfig, mesh: Mesh, reference: Any | Non
         if model.tokenizer.fingerprint != reference.tokenizer.fingerprint:
             raise UserError("model and config.reference have different tokenizers, so their tokens cannot be compared.")
         reference_decoder, reference_model = reference.decoder, (reference.params, reference.adapters)
-    dataset = read_examples(config.data, model.tokenizer, model.decoder.arch.max_positions)
+    dataset = read_examples(config.data, model.tokenizer, model.decoder.arch)
     print(dataset.report)
     fn = make_deviation(model.decoder, reference_decoder)
     score = functools.partial(fn, (model.params, model.adapters), reference_model)

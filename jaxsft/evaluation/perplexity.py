@@ -102,7 +102,7 @@ def measure(model: Any, config: EvaluateConfig, mesh: Mesh) -> dict[str, Any]:
       What `summarize` says, where `examples` counts records (a long text has several `windows`), what was cut and
       dropped, and `by_source` where there are several.
     """
-    dataset = read_examples(config.data, model.tokenizer, model.decoder.arch.max_positions)
+    dataset = read_examples(config.data, model.tokenizer, model.decoder.arch)
     print(dataset.report)
     score = functools.partial(make_nll(model.decoder), model.params, model.adapters)
     sums = example_sums(score, rows(dataset, config.data, config.batch_size, mesh), mesh)

@@ -15,24 +15,27 @@ from jaxsft.data.dataset import Dataset, Groups, prepare
 from jaxsft.data.loader import Loader
 from jaxsft.data.sources import open_source
 from jaxsft.data.tokenizer import Tokenizer
+from jaxsft.models.architecture import Architecture
 from jaxsft.sharding import process_share
 
 SHORTEST_ROW = 256  # below it a row is not worth its overhead
 
 
-def read_examples(config: DataConfig, tokenizer: Tokenizer, context: int) -> Dataset:
+def read_examples(config: DataConfig, tokenizer: Tokenizer, arch: Architecture) -> Dataset:
     """The examples that `config` names, none longer than the model's context.
 
-    A conversation is cut to `context` tokens (or fewer, by `config.max_length`), as in training. Plain text is never
-    cut: it begins with BOS if the tokenizer defines one, has no EOS, and is read in windows of up to `context` inputs,
+    A conversation is cut to the context (or to less, by `config.max_length`), as in training. Plain text is never
+    cut: it begins with BOS if the tokenizer defines one, has no EOS, and is read in windows of up to context inputs,
     each of which begins with the last token that the window before predicted. So every token but the first is scored
     once, given what precedes it in its window.
 
     Raises:
-      UserError: see `prepare`.
+      UserError: see `prepare`; also for token ids that the model does not have.
     """
-    longest = context + 1 if _is_text(config) else context  # the last token of a window is only predicted
-    return prepare(dataclasses.replace(config, max_length=min(config.max_length, longest)), tokenizer)
+    longest = arch.max_positions + _is_text(config)  # the last token of a window is only predicted
+    dataset = prepare(dataclasses.replace(config, max_length=min(config.max_length, longest)), tokenizer)
+    dataset.check_vocabulary(arch.vocab_size)
+    return dataset
 
 
 def batches(dataset: Dataset, config: DataConfig, batch_size: int, mesh: Mesh) -> Iterator[Batch]:

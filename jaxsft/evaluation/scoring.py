@@ -11,8 +11,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxsft.adapters.projection import Context
 from jaxsft.data.batch import Batch
+from jaxsft.models.projection import Context
 from jaxsft.objectives.cross_entropy import token_log_probs
 from jaxsft.sharding import batch_sharding, data_shards
 

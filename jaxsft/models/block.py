@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jaxsft.adapters.projection import Context, project
 from jaxsft.models.architecture import Architecture, LayerKind, Rope
 from jaxsft.models.attention import attention
+from jaxsft.models.projection import Context, project
 from jaxsft.sharding import constrain
 
 ACTIVATIONS = {

@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from jaxsft.adapters.projection import Context, dense, project
 from jaxsft.models.architecture import Architecture, LayerKind
 from jaxsft.models.block import Block, Cache, Rows, cache_slots, named, rms_norm, rotary_tables
+from jaxsft.models.projection import Context, dense, project
 from jaxsft.sharding import constrain
 
 Params = dict[str, Any]

@@ -128,8 +128,8 @@ def select(arch: Architecture, tree: Any, patterns: Sequence[str], where: str = 
 
 
 def leaves(tree: Any) -> Iterator[tuple[Path, Any]]:
-    """(path, leaf) of a tree, the path as strings; a tuple (an array's logical axes) is a leaf."""
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda x: isinstance(x, tuple)):
+    """(path, leaf) of a tree, the path as strings; tuples (logical axes) and quantised kernels are leaves."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree, is_leaf=_is_leaf):
         yield strings(path), leaf
 
 
@@ -154,7 +154,7 @@ def put(tree: dict[str, Any], path: Path, node: Any) -> None:
 
 def map_leaves(function: Callable[[Path, Any], Any], tree: Any) -> Any:
     """A tree of `function(path, leaf)`."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(strings(path), leaf), tree)
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: function(strings(path), leaf), tree, is_leaf=_is_leaf)
 
 
 def strings(path: Any) -> Path:
@@ -176,3 +176,7 @@ def _nearest(pattern: str, names: set[str]) -> str:
             parts[1] = "*"
         modules |= {".".join(parts[: i + 1]) for i in range(len(parts))}
     return did_you_mean(pattern, modules)
+
+
+def _is_leaf(node: Any) -> bool:
+    return type(node) is tuple or hasattr(node, "dequantize")  # a NamedTuple is a node

@@ -6,9 +6,7 @@ from typing import Any, Protocol
 
 import jax
 
-from jaxsft.config import ObjectiveConfig
 from jaxsft.data.batch import Batch
-from jaxsft.errors import UserError
 from jaxsft.objectives.terms import Term
 
 Head = Callable[[Any, jax.Array], jax.Array]
@@ -33,7 +31,15 @@ class ModelOutput:
 
 
 class Model(Protocol):
-    """The model as an objective sees it, built by the training step around parameters, adapters and keys."""
+    """The model as an objective sees it, built by the training step around parameters, adapters and keys.
+
+    Attributes:
+      key: of this step and micro-batch, for an objective's own randomness; None in evaluation.
+      parts: the tuning method's arrays (`jaxsft.adapters.method.Parts`).
+    """
+
+    key: jax.Array | None
+    parts: Any
 
     def __call__(self, batch: Batch, *, adapter: bool = True, embed_noise: jax.Array | None = None) -> ModelOutput:
         """One forward pass.
@@ -59,19 +65,10 @@ class Objective(Protocol):
         """The terms of one micro-batch, and sums for metrics, which add up over micro-batches and batches."""
         ...
 
+    def penalties(self, parts: Any) -> dict[str, Term]:
+        """Terms of the parameters alone, added once, after accumulation."""
+        ...
+
     def metrics(self, sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """What is reported, from the sums over all micro-batches."""
         ...
-
-
-def make_objective(config: ObjectiveConfig) -> Objective:
-    """The objective that `config.name` names.
-
-    Raises:
-      UserError: for a name that is none.
-    """
-    from jaxsft.objectives.sft import SFT
-
-    if config.name == "sft":
-        return SFT(config.reduction, config.z_loss, config.label_smoothing, config.chunk_size)
-    raise UserError(f"config.objective.name is {config.name!r}; the objectives are: sft.")

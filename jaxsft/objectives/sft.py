@@ -8,6 +8,7 @@ micro-batches, packed into rows or split over devices.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,11 @@ class SFT:
             "supervised_tokens": jnp.sum(batch.weights != 0).astype(jnp.float32),
         }
         return {"cross_entropy": Term(1.0, loss, denominators["cross_entropy"])}, sums
+
+    def penalties(self, parts: Any) -> dict[str, Term]:
+        """None."""
+        del parts
+        return {}
 
     def metrics(self, sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """Means over the supervised tokens, whatever the reduction.

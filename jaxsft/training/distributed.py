@@ -1,29 +1,36 @@
 """Joining the processes of a pod, or of several on one machine."""
 
+import glob
 import os
 
 import jax
 
-# Environments in which jax finds the other processes by itself: TPU pods and slices, Slurm, Open MPI.
-_SEVERAL = (
-    lambda e: "," in e.get("TPU_WORKER_HOSTNAMES", ""),
-    lambda e: "MEGASCALE_COORDINATOR_ADDRESS" in e,
-    lambda e: int(e.get("SLURM_NTASKS", 1)) > 1,
-    lambda e: int(e.get("OMPI_COMM_WORLD_SIZE", 1)) > 1,
-)
+from jaxsft.errors import UserError
+
+NAMED = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def initialize() -> None:
-    """Calls `jax.distributed.initialize` where there are several processes; to be called before any device is used.
+    """Calls `jax.distributed.initialize` where there may be several processes, before any device is used.
 
-    `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` name them explicitly.
+    The environment names them (`JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`), or jax finds them by
+    itself: on TPU VMs (always, for one host too: preemption notices come that way), under Slurm and Open MPI.
+
+    Raises:
+      UserError: if the environment names them in part.
     """
     environment = os.environ
-    if "JAX_NUM_PROCESSES" in environment:
-        jax.distributed.initialize(
-            environment["JAX_COORDINATOR_ADDRESS"],
-            int(environment["JAX_NUM_PROCESSES"]),
-            int(environment["JAX_PROCESS_ID"]),
-        )
-    elif any(several(environment) for several in _SEVERAL):
+    given = [name for name in NAMED if name in environment]
+    if given:
+        if missing := [name for name in NAMED if name not in environment]:
+            raise UserError(f"{given[0]} is set but {missing[0]} is not; set all of {', '.join(NAMED)}, or none.")
+        address, count, index = (environment[name] for name in NAMED)
+        jax.distributed.initialize(address, int(count), int(index))
+    elif _tpu_attached() or any(int(environment.get(n, 1)) > 1 for n in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")):
         jax.distributed.initialize()
+
+
+def _tpu_attached() -> bool:
+    """Whether TPU chips are in this machine and meant to be used."""
+    wanted = os.environ.get("JAX_PLATFORMS", "tpu")
+    return "tpu" in wanted and bool(glob.glob("/dev/accel[0-9]*") or glob.glob("/dev/vfio/[0-9]*"))

@@ -21,7 +21,7 @@ from jaxsft.errors import UserError
 from jaxsft.models import layout
 from jaxsft.models.architecture import Architecture
 from jaxsft.models.decoder import Decoder
-from jaxsft.objectives.objective import make_objective
+from jaxsft.objectives.registry import make_objective
 from jaxsft.sharding import batch_sharding, data_shards, replicated, tree_shardings
 from jaxsft.training.checkpoint import abstract_like
 from jaxsft.training.optimizer import Optimizer, make_optimizer
@@ -53,6 +53,11 @@ class Program:
     frozen: Tree
     batch: Batch
     step: Step
+
+    @property
+    def base_dtype(self) -> Any:
+        """The dtype in which the base is loaded: float32 where it is trained."""
+        return jax.tree.leaves(self.base)[0].dtype
 
     def compile(self) -> Any:
         """The step for these shapes and shardings, compiled."""
@@ -99,12 +104,11 @@ def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, examp
       UserError: if rows, micro-batches or weights do not divide by the mesh, or the config leaves nothing to train.
     """
     _check_rows(config, mesh)
-    dtype, _ = dtypes(config.model, mesh)
+    dtype, frozen_dtype = dtypes(config.model, mesh)
     decoder = Decoder(arch, dtype=dtype, remat=config.model.remat, attention=config.model.attention)
-    abstract_base = decoder.abstract_params(base_dtype(config, mesh))
     method = make_method(config, arch)
-    patterns = config.adapter.lora.targets if config.adapter.kind == "lora" else config.optimizer.freeze
-    where = "config.adapter.lora.targets" if config.adapter.kind == "lora" else "config.optimizer.freeze"
+    abstract_base = decoder.abstract_params(jnp.float32 if method.trains_base else frozen_dtype)
+    where, patterns = method.patterns
     layout.select(arch, abstract_base, patterns, where)  # refuses patterns that name nothing
     parts = jax.eval_shape(lambda base: method.split(base, jax.random.key(config.seed)), abstract_base)
     if not jax.tree.leaves(parts.params):
@@ -154,11 +158,6 @@ def dtypes(config: ModelConfig, mesh: Mesh) -> tuple[Any, Any]:
     auto = jnp.float32 if mesh.devices.flat[0].platform == "cpu" else jnp.bfloat16
     pick = lambda name: jnp.dtype(auto if name == "auto" else name)
     return pick(config.dtype), pick(config.param_dtype)
-
-
-def base_dtype(config: TrainConfig, mesh: Mesh) -> Any:
-    """The dtype in which a run loads its base: float32 where all of it is trained."""
-    return jnp.dtype(jnp.float32) if config.adapter.kind == "none" else dtypes(config.model, mesh)[1]
 
 
 def abstract_batch(rows: int, length: int, slots: int) -> Batch:

@@ -12,10 +12,10 @@ from jaxsft.adapters.method import Method, Parts
 from jaxsft.config import ModelConfig, TrainConfig, from_dict
 from jaxsft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxsft.errors import UserError
-from jaxsft.models.checkpoint import load_architecture, load_params, resolve
+from jaxsft.models.checkpoint import fingerprint, load_architecture, load_params, resolve
 from jaxsft.models.decoder import Decoder
 from jaxsft.training.checkpoint import Checkpoints
-from jaxsft.training.program import abstract_batch, base_dtype, build, dtypes
+from jaxsft.training.program import abstract_batch, build, dtypes
 
 Tree = Any
 
@@ -91,13 +91,17 @@ def _open_run(folder: epath.Path, record: dict[str, Any], config: ModelConfig, m
     if checkpoints.latest is None:
         raise UserError(f"workdir {folder} has no checkpoint yet; wait for the first, or name a model folder.")
     source = resolve(run.model.path)
+    if run.adapter.kind != "none" and fingerprint(source) != record["fingerprints"]["model"]:
+        raise UserError(f"{source} is no longer the model that {folder} was trained on; restore it, or train again.")
     run.model.dtype, run.model.attention, run.model.remat = config.dtype, config.attention, "none"
+    run.model.param_dtype = run.model.param_dtype if config.param_dtype == "auto" else config.param_dtype
     run.batch_size, run.accumulate = mesh.size, 1  # a program is built for its shapes; no step is run
     program = build(run, load_architecture(source), mesh, 1, abstract_batch(mesh.size, 1, 1))
     frozen = program.frozen
     if jax.tree.leaves(frozen):
-        frozen = program.frozen_only(load_params(source, program.decoder, mesh, base_dtype(run, mesh)))
+        frozen = program.frozen_only(load_params(source, program.decoder, mesh, program.base_dtype))
     state, _ = checkpoints.restore(checkpoints.latest, program.state)
+    checkpoints.close()
     parts = Parts(state.aux.get("ema", state.params), frozen, state.aux["method"])
     params, adapters = program.method.compose(parts, {})
     tokenizer = load_tokenizer(str(source))

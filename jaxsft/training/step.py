@@ -12,11 +12,11 @@ import jax.numpy as jnp
 import optax
 
 from jaxsft.adapters.method import Method, Parts
-from jaxsft.adapters.projection import Context
 from jaxsft.data.batch import Batch
 from jaxsft.models.decoder import Decoder
+from jaxsft.models.projection import Context
 from jaxsft.objectives.objective import ModelOutput, Objective
-from jaxsft.objectives.terms import ratio, total
+from jaxsft.objectives.terms import Term, ratio, total
 from jaxsft.sharding import constrain
 from jaxsft.training.optimizer import Optimizer
 from jaxsft.training.state import TrainState
@@ -88,12 +88,15 @@ def make_step(
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         (value, sums), (grads, probe_grads) = gradients(state, frozen, batch, key)
 
-        def penalty(params: Tree) -> jax.Array:
-            return total(method.penalties(Parts(params, frozen, state.aux["method"])))
+        def penalty(params: Tree) -> tuple[jax.Array, dict[str, jax.Array]]:
+            parts = Parts(params, frozen, state.aux["method"])
+            terms = method.penalties(parts) | objective.penalties(parts)
+            return total(terms), _shares(terms)
 
-        if method.penalties(Parts(state.params, frozen, state.aux["method"])):
-            extra, extra_grads = jax.value_and_grad(penalty)(state.params)
+        (extra, shares), extra_grads = jax.value_and_grad(penalty, has_aux=True)(state.params)
+        if shares:
             value, grads = value + extra, jax.tree.map(jnp.add, grads, extra_grads)
+            sums = {"loss/data": value - extra} | sums | shares
 
         mask = method.update_mask(state.params)
         masked = lambda tree: tree if mask is None else jax.tree.map(lambda x, m: x * m, tree, mask)
@@ -103,7 +106,7 @@ def make_step(
         updates = masked(jax.tree.map(lambda d: -learning_rate * d, directions))
         params = optax.apply_updates(state.params, updates)
 
-        aux = state.aux | {"method": method.observe(state.aux["method"], probe_grads)}
+        aux = state.aux | {"method": method.observe(Parts(state.params, frozen, state.aux["method"]), probe_grads)}
         if "ema" in aux:
             decay = optimizer.ema
             aux["ema"] = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, aux["ema"], params)
@@ -123,19 +126,28 @@ def make_step(
 
 
 class BoundModel:
-    """The model as an objective sees it, with parameters bound; `reports` collects what the adapters said."""
+    """The model as an objective sees it, with parameters bound.
+
+    Attributes:
+      key: of this step and micro-batch, for an objective's own randomness; None in evaluation.
+      parts: the method's arrays, for what an objective keeps among them.
+      reports: what the adapters said, a tree a forward pass.
+    """
 
     def __init__(
         self, decoder: Decoder, method: Method, parts: Parts, probes: Tree, key: jax.Array | None, train: bool = True
     ):
-        self._decoder, self._key, self._train = decoder, key, train
+        self._decoder, self._train = decoder, train
+        self.key, self.parts = key, parts
         self._params, self._adapters = method.compose(parts, probes)
         self.reports: list[Tree] = []
 
     def __call__(self, batch: Batch, *, adapter: bool = True, embed_noise: jax.Array | None = None) -> ModelOutput:
         """A forward pass; `adapter=False` is the reference model under the adapter, at no extra memory."""
+        if not adapter and self._adapters is None:
+            raise ValueError("there is no adapter to switch off: a fully trained model is not its own reference")
         adapters = self._adapters if adapter else None
-        ctx = Context(self._key, batch.example_ids, batch.segment_ids > 0, batch.extras, self._train and adapter)
+        ctx = Context(self.key, batch.example_ids, batch.segment_ids > 0, batch.extras, self._train and adapter)
         out = self._decoder.forward(
             self._params,
             batch.tokens,
@@ -149,6 +161,11 @@ class BoundModel:
             self.reports.append(out.aux)
         head_params = self._decoder.head_params(self._params, adapters)
         return ModelOutput(out.hidden, self._decoder.head, head_params, out.aux)
+
+
+def _shares(terms: dict[str, Term]) -> dict[str, jax.Array]:
+    """What each term contributes to the loss, as metrics."""
+    return {f"loss/{name}": term.coefficient * ratio(term.sum, term.denominator) for name, term in terms.items()}
 
 
 def _interleave(x: jax.Array, k: int) -> jax.Array:

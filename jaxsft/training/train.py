@@ -12,7 +12,7 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -30,7 +30,7 @@ from jaxsft.evaluation.scoring import to_devices
 from jaxsft.models.checkpoint import fingerprint, load_architecture, load_params, resolve
 from jaxsft.sharding import data_shards, make_mesh, process_share
 from jaxsft.training.checkpoint import Checkpoints
-from jaxsft.training.program import Program, base_dtype, build, parameter_count
+from jaxsft.training.program import Program, build, parameter_count
 from jaxsft.training.state import TrainState
 from jaxsft.training.throughput import flops_per_token, memory_gib, peak_flops
 from jaxsft.training.workdir import Metrics, Workdir
@@ -91,10 +91,13 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
     """Data, program and record; says what it is about to do before it does it."""
     mesh = make_mesh(config.mesh)
     path = resolve(config.model.path)
+    if (path / "checkpoints").exists():
+        raise UserError(f"config.model.path={path} is a run's workdir; name an export of it (scripts/export.py).")
     arch = load_architecture(path)
     tokenizer = load_tokenizer(path)
     dataset = prepare(config.data, tokenizer, config.seed)
     _say(dataset.report)
+    dataset.check_vocabulary(arch.vocab_size)
     share = process_share(mesh, jax.process_index())
     loader = Loader(dataset, config.data, config.batch_size, config.seed, *share)
     held_out, fingerprints = None, {"data": dataset.fingerprint, "model": fingerprint(path)}
@@ -127,14 +130,14 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
         needed = (needed - memory.alias_size_in_bytes) / 2**30
         _say(f"step compiled in {time.monotonic() - began:.1f} s; it needs {needed:.3f} GiB a device")
     share = trained / (trained + frozen) if frozen else 1.0
-    flops = flops_per_token(arch, loader.mean_unit_length, 0.0 if config.adapter.kind != "none" else share)
+    flops = flops_per_token(arch, loader.mean_unit_length, share if program.method.trains_base else 0.0)
     return Run(config, program, compiled, loader, held_out, path, steps, flops)
 
 
 def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any, dict[str, Any]]:
     """A fresh state, or the last whole checkpoint's."""
     program = run.program
-    load = lambda: load_params(run.base_path, program.decoder, program.mesh, base_dtype(run.config, program.mesh))
+    load = lambda: load_params(run.base_path, program.decoder, program.mesh, program.base_dtype)
     if checkpoints.latest is None:
         state, frozen = program.initial(load())
         return state, frozen, {"num_tokens": 0}
@@ -152,8 +155,8 @@ class Loop:
         self._counters = counters
         self._maintain = _jit_maintenance(run.program)
         self._nll = make_nll(run.program.decoder, run.config.objective.chunk_size)
-        self._pending: tuple[int, dict[str, jax.Array], float] | None = None
-        self._eval_loss: tuple[int, float] | None = None
+        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._evaluated, self._eval_loss = -1, math.nan  # the step last evaluated, and its loss
 
     def run(self, state: TrainState) -> TrainState:
         """From the state's step to the last; returns the last state, which is saved."""
@@ -168,15 +171,16 @@ class Loop:
                 batch = to_devices(next(batches), mesh)
                 state, metrics = run.compiled(state, self._frozen, batch)
                 if self._maintain and self._maintain.due(step):
-                    state = self._maintain.apply(state)
+                    state = self._maintain.apply(state, self._frozen)
                 self._read(bar)
-                self._pending = (step, metrics, time.monotonic())
+                self._pending = (step, metrics)
                 every = run.config.eval.every
                 if step == run.steps or (every and step % every == 0):
                     self._read(bar)
                     self._evaluate(step, state)
                 every, stop = run.config.checkpoint.every, preemption.reached(step)
-                if step == run.steps or stop or (every and step % every == 0):
+                best = run.config.checkpoint.keep_best and self._evaluated == step
+                if step == run.steps or stop or best or (every and step % every == 0):
                     self._read(bar)
                     self._save(step, state)
                 if stop and step < run.steps:
@@ -190,7 +194,7 @@ class Loop:
         """Takes in the metrics of the step before: the check for NaN, the line, the bar."""
         if self._pending is None:
             return
-        (step, metrics, _), self._pending = self._pending, None
+        (step, metrics), self._pending = self._pending, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
@@ -231,14 +235,16 @@ class Loop:
         model, adapters = run.program.method.compose(Parts(params, self._frozen, state.aux["method"]), {})
         result = evaluate(self._nll, model, adapters, run.held_out.evaluation_batches(), run.program.mesh)
         loss = result.pop("nll_per_token")
-        self._eval_loss = (step, loss)
+        if not math.isfinite(loss):
+            raise UserError(f"the evaluation loss is {loss} at step {step}; see scripts/inspect_data.py for the data.")
+        self._evaluated, self._eval_loss = step, loss
         self._metrics.write(step, "eval", {"loss": loss, **result})
         self._clock = time.monotonic()
 
     def _save(self, step: int, state: TrainState) -> None:
         self._metrics.sync()
-        evaluated, loss = self._eval_loss or (None, None)
-        self._checkpoints.save(step, state, dict(self._counters), loss if evaluated == step else None)
+        loss = self._eval_loss if self._evaluated == step else None
+        self._checkpoints.save(step, state, dict(self._counters), loss)
 
 
 class _Preemption:
@@ -280,7 +286,7 @@ def _eval_rows(config: TrainConfig, shards: int) -> int:
     return -(-config.eval.batch_size // shards) * shards
 
 
-def _bar(steps: int, start: int) -> Iterator[tqdm] | Any:
+def _bar(steps: int, start: int) -> tqdm:
     return tqdm(total=steps, initial=start, desc="train", unit="step", disable=jax.process_index() != 0, smoothing=0.1)
 
 

@@ -6,15 +6,20 @@ checkpoints/     Orbax
 summary.json     written last: a run that has it is finished
 """
 
+import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import platform
+from collections.abc import Callable
 from importlib import metadata
 from typing import Any, TextIO
 
 from etils import epath
 
+from jaxsft import files
+from jaxsft.config import TrainConfig, from_dict, to_dict
 from jaxsft.errors import UserError
 
 PACKAGES = ("jaxsft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
@@ -89,7 +94,10 @@ class Workdir:
         record = json.loads(file.read_text())
         if "kind" not in record:
             raise UserError(f"{file} is not a run's record (a model folder?); choose another --workdir.")
-        old, new = _flatten(record[section]), _flatten(now)
+        before = record[section]
+        if section == "config":  # a field that the older version did not have has its default
+            before = to_dict(from_dict(TrainConfig, before, f"{file}: config"))
+        old, new = _flatten(before), _flatten(now)
         for name in sorted(old.keys() | new.keys()):
             free = section == "config" and any(name == f or name.startswith(f + ".") for f in FREE)
             if old.get(name) != new.get(name) and not free:
@@ -100,17 +108,9 @@ class Workdir:
         return record
 
     def write_json(self, name: str, value: Any) -> None:
-        """Writes a file whole or not at all."""
-        if not self._writes:
-            return
-        temporary = self.path / f".{name}.tmp"
-        try:
-            temporary.write_text(json.dumps(value, indent=2) + "\n")
-            temporary.replace(self.path / name)
-        except OSError as error:
-            raise UserError(
-                f"{self.path / name} cannot be written: {error.strerror}; free the disk and run again."
-            ) from error
+        """Writes a file of the workdir, whole or not at all; only the writing process does."""
+        if self._writes:
+            files.write_json(self.path / name, value)
 
 
 class Metrics:
@@ -126,9 +126,7 @@ class Metrics:
         self._text = "".join(kept)
         for entry in map(json.loads, kept):
             self._remember(entry.pop("split"), entry)
-        temporary = workdir.path / ".metrics.jsonl.tmp"
-        temporary.write_text(self._text)
-        temporary.replace(self._path)
+        files.write_text(self._path, self._text)
         if not _is_remote(self._path):
             self._file = open(self._path, "a")  # noqa: SIM115 (closed in close)
         if tensorboard:
@@ -143,17 +141,10 @@ class Metrics:
         self._remember(split, {"step": step, **values})
         if not self._writes:
             return
-        line = json.dumps({"step": step, "split": split, **values}) + "\n"
-        try:
-            if self._file:
-                self._file.write(line)
-                self._file.flush()
-            else:
-                self._text += line
-        except OSError as error:
-            raise UserError(
-                f"{self._path} cannot be written: {error.strerror}; free the disk and run again."
-            ) from error
+        line = json.dumps({"step": step, "split": split, **values}, allow_nan=False) + "\n"
+        self._text += line if self._file is None else ""
+        if self._file:
+            self._guard(lambda: (self._file.write(line), self._file.flush()))
         named = {f"{split}/{name}": value for name, value in values.items()}
         if self._board:
             for name, value in named.items():
@@ -167,18 +158,26 @@ class Metrics:
     def sync(self) -> None:
         """Everything written is on disk: called before a checkpoint, which must never be ahead of the metrics."""
         if self._file:
-            os.fsync(self._file.fileno())
+            self._guard(lambda: os.fsync(self._file.fileno()))
         elif self._writes:
-            self._path.write_text(self._text)
+            files.write_text(self._path, self._text)
         if self._board:
             self._board.flush()
 
+    def _guard(self, action: Callable[[], Any]) -> None:
+        try:
+            action()
+        except OSError as error:
+            raise UserError(
+                f"{self._path} cannot be written: {error.strerror}; free the disk and run again."
+            ) from error
+
     def close(self) -> None:
         """Syncs and closes the files."""
-        self.sync()
         for sink in (self._file, self._board):
             if sink:
-                sink.close()
+                with contextlib.suppress(OSError):  # what could not be written was reported when it was written
+                    sink.close()
         if self._wandb:
             self._wandb.finish()
 
@@ -198,8 +197,13 @@ def _start_wandb(project: str, workdir: Workdir) -> Any:
             "config.log.wandb_project is set, but wandb is not installed; pip install 'jaxsft[wandb]'."
         ) from error
     return wandb.init(
-        project=project, name=workdir.path.name, id=workdir.path.name, resume="allow", dir=os.fspath(workdir.path)
+        project=project, name=workdir.path.name, id=_run_id(workdir), resume="allow", dir=os.fspath(workdir.path)
     )
+
+
+def _run_id(workdir: Workdir) -> str:
+    """The same for every continuation of a run, and no other's."""
+    return f"{workdir.path.name}-{hashlib.sha256(os.fspath(workdir.path).encode()).hexdigest()[:8]}"
 
 
 def _is_remote(path: epath.Path) -> bool:

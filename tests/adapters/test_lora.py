@@ -9,11 +9,11 @@ import pytest
 
 from jaxsft.adapters.lora import LoRA, LoRANode
 from jaxsft.adapters.method import Parts
-from jaxsft.adapters.projection import Context
 from jaxsft.config import LoRAConfig, MeshConfig, TrainConfig
 from jaxsft.errors import UserError
 from jaxsft.models import layout
 from jaxsft.models.decoder import Decoder
+from jaxsft.models.projection import Context
 from jaxsft.sharding import make_mesh
 from jaxsft.training.program import abstract_batch, build, make_method
 from tests.tiny import llama

@@ -168,7 +168,7 @@ def test_evaluation_sees_every_example_once(dataset_and_config, packing, batch_s
 
 def test_packing_changes_no_example(dataset_and_config):
     dataset, config = dataset_and_config
-    flat = lambda loader: {  # noqa: E731
+    flat = lambda loader: {
         index: (tuple(tokens), tuple(targets), tuple(weights))
         for batch in loader.evaluation_batches()
         for index, tokens, targets, weights in pieces(batch)

@@ -57,7 +57,7 @@ def test_a_pure_function_that_seed_and_epoch_change():
     assert (same.starts == again.starts).all()
     for other in (plan(lengths, 256, seed=3, epoch=2), plan(lengths, 256, seed=4, epoch=1)):
         assert other.num_rows == same.num_rows  # steps are known before training
-        together = lambda t: {frozenset(t.row(r).tolist()) for r in range(t.num_rows)}  # noqa: E731
+        together = lambda t: {frozenset(t.row(r).tolist()) for r in range(t.num_rows)}
         assert together(other) != together(same)
 
 

@@ -106,9 +106,9 @@ def bucket(tmp_path):
     """`gs://bucket` is a folder here."""
     root = tmp_path / "bucket"
     root.mkdir()
-    here = lambda path: str(path).replace("gs://bucket", str(root))  # noqa: E731
-    there = lambda path: str(path).replace(str(root), "gs://bucket")  # noqa: E731
-    plain = lambda function, path, *rest: function(here(path), *rest)  # noqa: E731
+    here = lambda path: str(path).replace("gs://bucket", str(root))
+    there = lambda path: str(path).replace(str(root), "gs://bucket")
+    plain = lambda function, path, *rest: function(here(path), *rest)
     with epath_testing.mock_epath(
         open=plain, exists=plain, isdir=plain, listdir=plain, stat=plain,
         glob=lambda function, path: [there(found) for found in function(here(path))],

@@ -73,7 +73,7 @@ def test_refuses_bad_sampling(wrong):
 
 def test_keep_likeliest_closed_form():
     logits = jnp.log(jnp.array([[0.5, 0.05, 0.3, 0.15]]))
-    kept = lambda k, p: np.isfinite(np.asarray(keep_likeliest(logits, k, p)))[0].tolist()  # noqa: E731
+    kept = lambda k, p: np.isfinite(np.asarray(keep_likeliest(logits, k, p)))[0].tolist()
     assert kept(0, 1.0) == [True] * 4
     assert kept(1, 1.0) == [True, False, False, False]
     assert kept(3, 1.0) == [True, False, True, True]

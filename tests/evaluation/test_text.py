@@ -10,6 +10,7 @@ import pytest
 
 from jaxsft.config import DataConfig, EvaluateConfig, MeshConfig
 from jaxsft.data.tokenizer import load_tokenizer
+from jaxsft.errors import UserError
 from jaxsft.evaluation.perplexity import measure
 from jaxsft.evaluation.rows import batches, read_examples
 from jaxsft.models.checkpoint import load_architecture, load_params
@@ -92,18 +93,21 @@ def test_conversations_are_cut_to_the_context(folder, tmp_path):
     file = tmp_path / "chat.jsonl"
     record = {"prompt": "Tell me a story.", "completion": "Once upon a time there was a dog. " * 100}
     file.write_text(json.dumps(record) + "\n")
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer, arch = load_tokenizer(str(folder)), load_architecture(folder)
+    assert arch.max_positions == 512
     data = config(file, 1, True, tmp_path, template="plain").data
-    assert read_examples(data, tokenizer, 512).lengths.tolist() == [512]
-    assert read_examples(dataclasses.replace(data, max_length=100), tokenizer, 512).lengths.tolist() == [100]
+    assert read_examples(data, tokenizer, arch).lengths.tolist() == [512]
+    assert read_examples(dataclasses.replace(data, max_length=100), tokenizer, arch).lengths.tolist() == [100]
+    with pytest.raises(UserError, match="token id .* model has 100 embeddings"):
+        read_examples(data, tokenizer, dataclasses.replace(arch, vocab_size=100))
 
 
 @pytest.mark.parametrize("packing", [True, False])
 def test_rows_hold_every_example_once_and_are_short(folder, texts, tmp_path, packing):
     mesh = make_mesh(MeshConfig(fsdp=8), jax.devices())
-    tokenizer = load_tokenizer(str(folder))
+    tokenizer, arch = load_tokenizer(str(folder)), load_architecture(folder)
     data = config(texts, 1, packing, tmp_path).data
-    dataset = read_examples(data, tokenizer, 512)
+    dataset = read_examples(data, tokenizer, arch)
     seen = list(batches(dataset, data, 3, mesh))
     indices = np.concatenate([batch.extras["example_index"].ravel() for batch in seen])
     assert sorted(indices[indices >= 0].tolist()) == list(range(len(dataset)))
@@ -111,5 +115,7 @@ def test_rows_hold_every_example_once_and_are_short(folder, texts, tmp_path, pac
     assert sum((batch.weights > 0).sum() for batch in seen) == dataset.supervised.sum()
     (tmp_path / "short.jsonl").write_text('{"text": "Once upon a time there was a dog."}\n')
     short = dataclasses.replace(data, path=str(tmp_path / "short.jsonl"))
-    (batch,) = batches(read_examples(short, tokenizer, 512), short, 1, make_mesh(MeshConfig(fsdp=1), jax.devices()[:1]))
+    (batch,) = batches(
+        read_examples(short, tokenizer, arch), short, 1, make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+    )
     assert batch.tokens.shape[1] <= 256

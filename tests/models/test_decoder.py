@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxsft.adapters.projection import Context, dense
 from jaxsft.models.decoder import Decoder
+from jaxsft.models.projection import Context, dense
 from tests.models.make_golden import GOLDEN
 from tests.models.test_architecture import read
 from tests.models.test_parity import load, run
@@ -67,7 +67,7 @@ def test_gradients_equal_finite_differences_in_float64(remat):
         value, gradient = loss(params)
         assert value.dtype == jnp.float64
         slope = sum(np.vdot(g, d) for g, d in zip(*map(jax.tree.leaves, (gradient, direction))))
-        at = lambda step: loss(jax.tree.map(lambda p, d: np.asarray(p) + step * d, params, direction))[0]  # noqa: E731
+        at = lambda step: loss(jax.tree.map(lambda p, d: np.asarray(p) + step * d, params, direction))[0]
         numeric = (8 * (at(1e-5) - at(-1e-5)) - (at(2e-5) - at(-2e-5))) / 12e-5
         np.testing.assert_allclose(slope, numeric, rtol=1e-7)
 
@@ -101,7 +101,7 @@ def test_every_linear_map_asks_its_adapter():
         return tree
 
     trees = {str(s): {str(u): nodes(stack, u) for u in range(len(stack.unit))} for s, stack in enumerate(arch.stacks)}
-    is_triple = lambda x: isinstance(x, tuple)  # noqa: E731
+    is_triple = lambda x: isinstance(x, tuple)
     adapters = {"stacks": jax.tree.map(lambda t: t[0], trees, is_leaf=is_triple)}
     adapters |= {"embed": Probe(jnp.float32(1.5)), "head": Probe(jnp.float32(0.5))}
     rows = packed(np.arange(32))
@@ -152,7 +152,7 @@ def test_bfloat16_compute_gives_float32_logits_near_the_float32_ones():
 def test_program_does_not_grow_with_depth():
     def size(depth):
         decoder = Decoder(read("gemma2", num_hidden_layers=depth, head_dim=8))
-        loss = lambda p: decoder.forward(p, *packed(np.arange(32))).hidden.sum()  # noqa: E731
+        loss = lambda p: decoder.forward(p, *packed(np.arange(32))).hidden.sum()
         return len(jax.jit(jax.grad(loss)).lower(decoder.abstract_params()).as_text().splitlines())
 
     assert size(32) == size(4)
@@ -161,7 +161,7 @@ def test_program_does_not_grow_with_depth():
 def test_remat_keeps_less_for_the_backward_pass():
     def kept(remat):
         decoder = Decoder(read("llama", num_hidden_layers=8), remat=remat)
-        pull = lambda p: jax.vjp(lambda p: decoder.forward(p, *packed(np.arange(32))).hidden, p)[1]  # noqa: E731
+        pull = lambda p: jax.vjp(lambda p: decoder.forward(p, *packed(np.arange(32))).hidden, p)[1]
         residuals = jax.tree.leaves(jax.eval_shape(pull, decoder.abstract_params()))
         return [r.shape for r in residuals if len(r.shape) == 4 and r.shape[:3] == (8, 1, 32)]  # [layers, B, T, ...]
 
@@ -173,7 +173,7 @@ def test_parameters_and_axes_agree():
     for family in ("qwen2", "qwen3", "gemma3_text"):
         decoder = Decoder(read(family, head_dim=8))
         shapes, axes = decoder.abstract_params(jnp.bfloat16), decoder.logical_axes()
-        is_axes = lambda x: isinstance(x, tuple)  # noqa: E731
+        is_axes = lambda x: isinstance(x, tuple)
         pairs = jax.tree.map(lambda a, s: (len(a), s.ndim, s.dtype), axes, shapes, is_leaf=is_axes)
         assert all(a == n and d == jnp.bfloat16 for a, n, d in jax.tree.leaves(pairs, is_leaf=is_axes))
         assert axes["stacks"]["0"]["0"]["attn"]["k_proj"]["kernel"] == ("layers", "embed", "kv_heads")

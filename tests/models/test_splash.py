@@ -30,7 +30,7 @@ def test_splash_equals_the_reference_and_its_gradients(window, soft_cap, sharded
     def kernel(q, k, v):
         return splash.splash_attention(q, k, v, segments, window, soft_cap, 0.1, interpret=True)
 
-    both = lambda f: jax.jit(lambda q, k, v: (f(q, k, v), jax.vjp(f, q, k, v)[1](weight)))  # noqa: E731
+    both = lambda f: jax.jit(lambda q, k, v: (f(q, k, v), jax.vjp(f, q, k, v)[1](weight)))
     expected = both(reference)(q, k, v)
     mesh = jax.set_mesh(make_mesh(MeshConfig(1, 2, 2), jax.devices()[:4])) if sharded else contextlib.nullcontext()
     with mesh:

@@ -70,7 +70,7 @@ def test_uniform_logits_have_loss_log_v():
 @pytest.mark.parametrize("chunk_size", [1, 8, 30, 1000])
 def test_chunk_size_changes_nothing(chunk_size):
     p = problem()
-    step = lambda c: gradients(p, "all", c)(p["params"], p["hidden"])  # noqa: E731
+    step = lambda c: gradients(p, "all", c)(p["params"], p["hidden"])
     assert_close(step(chunk_size), step(5))
 
 
@@ -90,12 +90,12 @@ def test_bfloat16_hidden_states():
     p = problem(width=16)
     hidden = p["hidden"].astype(jnp.bfloat16)
     (loss, tokens), grads = gradients(p, "plain")(p["params"], hidden)
-    dense_sum = lambda *a: jnp.sum(p["weights"] * dense(p, {})(*a))  # noqa: E731
+    dense_sum = lambda *a: jnp.sum(p["weights"] * dense(p, {})(*a))
     want, want_grads = jax.jit(jax.value_and_grad(dense_sum, (0, 1)))(p["params"], hidden)
     assert loss.dtype == tokens.ce.dtype == grads[0]["kernel"].dtype == jnp.float32
     assert grads[1].dtype == jnp.bfloat16
     np.testing.assert_allclose(loss, want, rtol=1e-6)
-    f32 = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)  # noqa: E731
+    f32 = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
     assert_close(f32(grads), f32(want_grads), rtol=2e-2, atol=2e-2)
 
 
@@ -131,7 +131,7 @@ def test_vmap_over_models():
     """Several models trained at once, each with its own weights."""
     ps = [problem(seed=s) for s in range(3)]
     stacked = jax.tree.map(lambda *x: np.stack(x), *ps)
-    step = lambda p: jax.value_and_grad(chunked(p, VARIANTS["all"]), (0, 1), has_aux=True)(p["params"], p["hidden"])  # noqa: E731
+    step = lambda p: jax.value_and_grad(chunked(p, VARIANTS["all"]), (0, 1), has_aux=True)(p["params"], p["hidden"])
     got, one = jax.jit(jax.vmap(step))(stacked), jax.jit(step)
     for i, p in enumerate(ps):
         assert_close(jax.tree.map(lambda x, i=i: x[i], got), one(p))
@@ -195,7 +195,7 @@ def test_token_kl_and_its_gradient():
         return token_kl(head, other, p["hidden"], head, params, hidden, mask=mask, chunk_size=7)
 
     def results(function):
-        mixed = lambda *args: (jnp.sum(p["lam"] * function(*args)), function(*args))  # noqa: E731
+        mixed = lambda *args: (jnp.sum(p["lam"] * function(*args)), function(*args))
         return jax.jit(jax.grad(mixed, (0, 1, 2), has_aux=True))(q["params"], q["hidden"], p["params"])
 
     (*got, fixed), tokens = results(kl)
@@ -209,8 +209,8 @@ def test_forbidden_tokens():
     """A logit of minus infinity, as padding of the vocabulary may have, makes nothing NaN."""
     p = problem(vocab=11)
     targets = np.minimum(p["targets"], 9)
-    forbid = lambda params, hidden: head(params, hidden).at[..., 10].set(-jnp.inf)  # noqa: E731
-    rest = lambda params, hidden: head(params, hidden)[..., :10]  # noqa: E731
+    forbid = lambda params, hidden: head(params, hidden).at[..., 10].set(-jnp.inf)
+    rest = lambda params, hidden: head(params, hidden)[..., :10]
 
     def everything(head):
         def total(params, hidden):

@@ -7,7 +7,8 @@ from reference import head
 from jaxsft.config import ObjectiveConfig
 from jaxsft.data.batch import Batch
 from jaxsft.errors import UserError
-from jaxsft.objectives.objective import ModelOutput, make_objective
+from jaxsft.objectives.objective import ModelOutput
+from jaxsft.objectives.registry import make_objective
 from jaxsft.objectives.sft import SFT
 from jaxsft.objectives.terms import Term, total
 
@@ -65,7 +66,7 @@ def loss_and_sums(objective, batch, params, parts=1):
     def add_up(params, batch):
         denominators = objective.denominators(batch)
         micros = jax.tree.map(lambda x: x.reshape(parts, -1, *x.shape[1:]), batch)
-        step = lambda micro: jax.value_and_grad(of, has_aux=True)(params, micro, denominators)  # noqa: E731
+        step = lambda micro: jax.value_and_grad(of, has_aux=True)(params, micro, denominators)
         return jax.tree.map(lambda x: x.sum(axis=0), jax.lax.map(step, micros))
 
     return add_up(params, batch)
@@ -127,7 +128,7 @@ def test_a_batch_without_supervision_counts_zero(params):
 def test_total_adds_terms():
     terms = {"a": Term(2.0, jnp.array(3.0), jnp.array(4.0)), "b": Term(-1.0, jnp.array(5.0), jnp.array(2.0))}
     assert total(terms) == 2 * 3 / 4 - 5 / 2
-    empty = lambda s: total({"a": Term(1.0, s, jnp.zeros(()))})  # noqa: E731
+    empty = lambda s: total({"a": Term(1.0, s, jnp.zeros(()))})
     assert jax.value_and_grad(empty)(jnp.array(1.0)) == (0, 0)
 
 

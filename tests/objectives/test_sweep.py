@@ -27,7 +27,7 @@ def loss(params, hidden, p, **options):
 @pytest.mark.parametrize(("differentiated", "count"), [((), 1), ((0,), 2), ((1,), 2), ((0, 1), 3)])
 def test_products_with_the_head(differentiated, count):
     p = problem(width=16, vocab=64)
-    function = lambda params, hidden: loss(params, hidden, p)  # noqa: E731
+    function = lambda params, hidden: loss(params, hidden, p)
     if differentiated:
         function = jax.grad(function, differentiated)
     assert products(function, p["params"], p["hidden"]) == count
@@ -75,7 +75,7 @@ def test_an_adapter_over_a_frozen_head():
 
     assert products(jax.grad(adapted_loss), adapter, p["params"]) == 6  # three forward, da, db, and back through b
     got = jax.grad(adapted_loss)(adapter, p["params"])
-    merged = lambda a: loss_of_kernel(p["params"]["kernel"] + a["a"] @ a["b"], p)  # noqa: E731
+    merged = lambda a: loss_of_kernel(p["params"]["kernel"] + a["a"] @ a["b"], p)
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-4, atol=1e-5), got, jax.grad(merged)(adapter))
 
 

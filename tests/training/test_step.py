@@ -12,11 +12,11 @@ import pytest
 from jaxsft.adapters.full import Full
 from jaxsft.adapters.lora import LoRA, LoRANode
 from jaxsft.adapters.method import Base, Maintenance, Parts
-from jaxsft.adapters.projection import Context, project
 from jaxsft.config import LoRAConfig, MeshConfig, TrainConfig
 from jaxsft.models import layout
 from jaxsft.models.block import rms_norm
 from jaxsft.models.decoder import Decoder
+from jaxsft.models.projection import Context, project
 from jaxsft.objectives.sft import SFT
 from jaxsft.objectives.terms import Term
 from jaxsft.sharding import make_mesh
@@ -102,7 +102,8 @@ class Gains(Base):
         layout.put(adapters, QUERY, GainNode(gain, probes["kernel"] if probes else jnp.zeros(len(gain))))
         return parts.frozen["base"], adapters
 
-    def observe(self, aux, probe_gradients):
+    def observe(self, parts, probe_gradients):
+        aux = parts.aux
         gradient = aux["gradient"] + probe_gradients["kernel"]
         return {"gradient": gradient, "seen": aux["seen"] + 1, "ages": aux["ages"] + 1}
 
@@ -117,7 +118,8 @@ class Gains(Base):
         return {"l2": Term(0.7, jnp.sum(layout.get(parts.params, QUERY)["gain"] ** 2), jnp.float32(1))}
 
     def maintenance(self):
-        def apply(state):
+        def apply(state, frozen):
+            del frozen
             aux = state.aux["method"]
             reset = jax.tree.map(lambda gain: gain.at[0].set(0), state.params)
             ages = jnp.where(jnp.arange(len(aux["ages"])) == 0, 0, aux["ages"])
@@ -199,7 +201,7 @@ def test_maintenance_keeps_shardings_and_donates(base, batch, monkeypatch):
         placed = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), batch, program.batch)
         state, _ = program.step(state, frozen, placed)
         shardings, before = jax.tree.map(lambda x: x.sharding, state), jax.tree.map(np.asarray, state)
-        maintained = apply(state)
+        maintained = apply(state, frozen)
         assert jax.tree.leaves(state.params)[0].is_deleted(), "the state is donated"
         assert jax.tree.map(lambda x: x.sharding, maintained) == shardings
         gain, was = (layout.get(s.params, QUERY)["gain"] for s in (maintained, before))

@@ -1,0 +1,78 @@
+"""What a run would need on devices that are not here: its step, compiled by the real compiler for their topology."""
+
+import math
+import os
+import re
+from typing import Any
+
+import jax
+
+from jaxsft.config import TrainConfig
+from jaxsft.errors import UserError
+from jaxsft.models.checkpoint import load_architecture, resolve
+from jaxsft.sharding import make_mesh
+from jaxsft.training.program import abstract_batch, build
+from jaxsft.training.throughput import flops_per_token
+
+COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+
+
+def plan(config: TrainConfig, topology: str, slices: int = 1) -> dict[str, Any]:
+    """Compiles the step of a run for an absent TPU.
+
+    Args:
+      config: the run's; of its model only `config.json` is read, of its data nothing.
+      topology: such as "v5e:2x2" or "v5p:4x4x4".
+      slices: how many of them, joined by the data-centre network.
+
+    Returns:
+      Bytes a device: `arguments` (state, frozen parameters, batch), `temporaries`, `aliased` (donated), `peak` of all;
+      `state`, `frozen`: bytes of the whole; `state_per_device`, `frozen_per_device`; `flops` of a step by the formula
+      of `jaxsft.training.throughput`; `collectives`: kind -> how often it stands in the program; `kernels`: calls of
+      Pallas kernels (attention's).
+
+    Raises:
+      UserError: for a topology that the compiler does not know, a mesh or model that do not fit it, or no libtpu.
+    """
+    arch = load_architecture(resolve(config.model.path))
+    mesh = make_mesh(config.mesh, describe(topology, slices))
+    data = config.data
+    slots = data.max_examples_per_row if data.packing else 1
+    program = build(config, arch, mesh, config.steps or 1000, abstract_batch(config.batch_size, data.max_length, slots))
+    compiled = program.compile()
+    memory, text = compiled.memory_analysis(), compiled.as_text()
+    size = lambda tree, shape: sum(math.prod(shape(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+    whole, shard = lambda leaf: leaf.shape, lambda leaf: leaf.sharding.shard_shape(leaf.shape)
+    tokens = config.batch_size * data.max_length
+    trained = float(config.adapter.kind == "none")
+    return {
+        "devices": mesh.size,
+        "arguments": memory.argument_size_in_bytes,
+        "temporaries": memory.temp_size_in_bytes,
+        "aliased": memory.alias_size_in_bytes,
+        "peak": memory.argument_size_in_bytes
+        + memory.temp_size_in_bytes
+        + memory.output_size_in_bytes
+        - memory.alias_size_in_bytes,
+        "state": size(program.state, whole),
+        "state_per_device": size(program.state, shard),
+        "frozen": size(program.frozen, whole),
+        "frozen_per_device": size(program.frozen, shard),
+        "flops": tokens * flops_per_token(arch, data.max_length, trained),
+        "collectives": {kind: len(re.findall(rf" {kind}[\w-]*\(", text)) for kind in COLLECTIVES},
+        "kernels": text.count('custom_call_target="tpu_custom_call"'),
+    }
+
+
+def describe(topology: str, slices: int = 1) -> list[jax.Device]:
+    """The devices of a topology, good for compiling only."""
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
+    from jax.experimental import topologies
+
+    try:
+        return list(topologies.get_topology_desc(platform="tpu", topology_name=topology, num_slices=slices).devices)
+    except (RuntimeError, ValueError, NotImplementedError) as error:
+        raise UserError(
+            f"--topology={topology} cannot be described: {str(error).splitlines()[0]}; "
+            "write it like v5e:2x2 or v5p:4x4x4, and install the extra `tpu`."
+        ) from error
