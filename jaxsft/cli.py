@@ -4,7 +4,6 @@ import logging
 import os
 import runpy
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
@@ -31,14 +30,7 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", category=FutureWarning)
 
 
-def _hook(args: threading.ExceptHookArgs) -> None:
-    """Orbax raises what its background threads met again in the foreground, where it becomes one sentence."""
-    if not type(args.thread).__module__.startswith("orbax"):
-        threading.__excepthook__(args)
-
-
 _quiet()
-threading.excepthook = _hook
 
 
 def define_config(default: str | None = None) -> None:
@@ -80,7 +72,8 @@ def main(function: Callable[[], str]) -> None:
 
 
 def _run(function: Callable[[], str]) -> None:
-    absl_logging.set_verbosity(absl_logging.ERROR)  # orbax reports every save; absl resets this when flags are parsed
+    # Orbax logs every save, and every error that it also raises; absl resets the level when flags are parsed.
+    absl_logging.set_verbosity(absl_logging.FATAL)
     print(function())
 
 

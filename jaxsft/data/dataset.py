@@ -169,7 +169,7 @@ class Dataset:
         if largest >= size:
             raise UserError(
                 f"the data holds the token id {largest}, but the model has {size} embeddings (vocab_size): its "
-                "tokenizer was extended without it; resize the model, or choose a template of the tokenizer's own tokens."
+                "tokenizer was extended without it; resize the model, or choose a template of its own tokens."
             )
 
     def example(self, i: int) -> tuple[np.ndarray, np.ndarray, dict[str, int]]:

@@ -103,7 +103,7 @@ def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, examp
     Raises:
       UserError: if rows, micro-batches or weights do not divide by the mesh, or the config leaves nothing to train.
     """
-    _check_rows(config, mesh)
+    check_rows(config, mesh)
     dtype, frozen_dtype = dtypes(config.model, mesh)
     decoder = Decoder(arch, dtype=dtype, remat=config.model.remat, attention=config.model.attention)
     method = make_method(config, arch)
@@ -206,7 +206,12 @@ def _keys(path: Any) -> tuple[str, ...]:
     return tuple(jax.tree_util.keystr((key,), simple=True) for key in path)
 
 
-def _check_rows(config: TrainConfig, mesh: Mesh) -> None:
+def check_rows(config: TrainConfig, mesh: Mesh) -> None:
+    """Refuses a batch that does not divide into micro-batches over the mesh.
+
+    Raises:
+      UserError: with the multiple that would do.
+    """
     shards = data_shards(mesh)
     if config.batch_size % (config.accumulate * shards):
         raise UserError(

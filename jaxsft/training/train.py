@@ -30,7 +30,7 @@ from jaxsft.evaluation.scoring import to_devices
 from jaxsft.models.checkpoint import fingerprint, load_architecture, load_params, resolve
 from jaxsft.sharding import data_shards, make_mesh, process_share
 from jaxsft.training.checkpoint import Checkpoints
-from jaxsft.training.program import Program, build, parameter_count
+from jaxsft.training.program import Program, build, check_rows, parameter_count
 from jaxsft.training.state import TrainState
 from jaxsft.training.throughput import flops_per_token, memory_gib, peak_flops
 from jaxsft.training.workdir import Metrics, Workdir
@@ -90,6 +90,7 @@ class Run:
 def _set_up(config: TrainConfig, folder: Workdir) -> Run:
     """Data, program and record; says what it is about to do before it does it."""
     mesh = make_mesh(config.mesh)
+    check_rows(config, mesh)
     path = resolve(config.model.path)
     if (path / "checkpoints").exists():
         raise UserError(f"config.model.path={path} is a run's workdir; name an export of it (scripts/export.py).")
@@ -114,9 +115,9 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
         raise UserError(
             f"config.epochs is {config.epochs}, which is no step at {config.batch_size} rows a step; raise it."
         )
-    folder.record(type(config).__name__, to_dict(config), fingerprints)
 
     program = build(config, arch, mesh, steps, loader.shapes())
+    folder.record(type(config).__name__, to_dict(config), fingerprints)  # now that nothing is left to refuse
     trained, frozen = parameter_count(program.state.params), parameter_count(program.frozen)
     _say(
         f"model: {path.name}, {arch.num_layers} layers, {trained:,} trained and {frozen:,} frozen parameters; "

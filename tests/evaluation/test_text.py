@@ -98,7 +98,7 @@ def test_conversations_are_cut_to_the_context(folder, tmp_path):
     data = config(file, 1, True, tmp_path, template="plain").data
     assert read_examples(data, tokenizer, arch).lengths.tolist() == [512]
     assert read_examples(dataclasses.replace(data, max_length=100), tokenizer, arch).lengths.tolist() == [100]
-    with pytest.raises(UserError, match="token id .* model has 100 embeddings"):
+    with pytest.raises(UserError, match=r"token id .* model has 100 embeddings"):
         read_examples(data, tokenizer, dataclasses.replace(arch, vocab_size=100))
 
 
