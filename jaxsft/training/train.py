@@ -99,8 +99,8 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
     dataset = prepare(config.data, tokenizer, config.seed)
     _say(dataset.report)
     dataset.check_vocabulary(arch.vocab_size)
-    share = process_share(mesh, jax.process_index())
-    loader = Loader(dataset, config.data, config.batch_size, config.seed, *share)
+    rows = process_share(mesh, jax.process_index())
+    loader = Loader(dataset, config.data, config.batch_size, config.seed, *rows)
     held_out, fingerprints = None, {"data": dataset.fingerprint, "model": fingerprint(path)}
     if config.eval.path:
         data = dataclasses.replace(
@@ -108,8 +108,9 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
         )
         held_out_set = prepare(data, tokenizer, config.seed)
         _say(held_out_set.report)
+        held_out_set.check_vocabulary(arch.vocab_size)
         fingerprints["eval_data"] = held_out_set.fingerprint
-        held_out = Loader(held_out_set, data, _eval_rows(config, data_shards(mesh)), config.seed, *share)
+        held_out = Loader(held_out_set, data, _eval_rows(config, data_shards(mesh)), config.seed, *rows)
     steps = config.steps or loader.steps(config.epochs)
     if steps < 1:
         raise UserError(

@@ -63,7 +63,7 @@ def test_rendering_and_spans_are_those_of_transformers():
     tools = [{"name": "f<&>", "text": "ünï"}]
     rendered = Template(TRICKS, tokenizer.variables).render(CHAT, tools)
     want = tokenizer.hf.apply_chat_template(CHAT, tools=tools, chat_template=TRICKS, tokenize=False)
-    today = f"day {datetime.datetime.now():%j of %Y}"  # ours is of one day always, so that tokens do not change overnight
+    today = f"day {datetime.datetime.now():%j of %Y}"  # ours is one day always: tokens must not change overnight
     assert rendered.text == want.replace(today, f"day {TODAY:%j of %Y}")
     ours = [rendered.text[a:b] for a, b in rendered.spans]
     assert ours == [f'{{"role": "{m["role"]}", "content": "{m["content"]}"}}' for m in CHAT[1:4]]
