@@ -181,7 +181,11 @@ class Dataset:
         return np.array(cache.ids[window]), weights, self.extras(i)
 
     def extras(self, i: int) -> dict[str, int]:
-        """What goes into an example's slot of a batch."""
+        """What a batch holds of an example besides: a number goes into the example's slot of an [B, E] array.
+
+        A recipe's own data set may also give arrays of one number a token, of the token as a target, as weights are;
+        they go into [B, T] arrays.
+        """
         extras = {"example_index": i, "source": int(self.source_ids[i])}
         if any(self.task_types):
             extras["task_type"] = int(self.task_type_ids[i])

@@ -8,6 +8,7 @@ import functools
 import math
 import threading
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import grain
 import jax
@@ -170,7 +171,7 @@ class Loader:
             name: np.zeros(shape, np.int32) for name in ("tokens", "positions", "segment_ids", "example_ids", "targets")
         }
         weights = np.zeros(shape, np.float32)
-        extras = {name: np.full(slots, -1, np.int32) for name in self._dataset.extras(0)}
+        extras = {name: _empty(value, shape, slots) for name, value in self._dataset.extras(0).items()}
         groups = self._dataset.groups
         for b, row in enumerate(rows):
             at, unit, slot = 0, 0, 0
@@ -185,8 +186,19 @@ class Loader:
                         weights[b, at : at + len(ids) - 1] = loss_weights[1:]
                         ints["example_ids"][b, here] = slot + 1
                         for name, value in fields.items():
-                            extras[name][b, slot] = value
+                            if np.ndim(value):
+                                extras[name][b, at : at + len(ids) - 1] = value[1:]
+                            else:
+                                extras[name][b, slot] = value
                         at, slot = at + len(ids), slot + 1
                     ints["segment_ids"][b, begin:at] = unit
                     ints["positions"][b, begin:at] = np.arange(at - begin)
         return Batch(**ints, weights=weights, extras=extras)
+
+
+def _empty(value: Any, tokens: tuple[int, int], slots: tuple[int, int]) -> np.ndarray:
+    """Room for an extra: [B, E] for a number an example, [B, T] for an array of one a token; integers start at -1."""
+    shape = tokens if np.ndim(value) else slots
+    if np.issubdtype(np.asarray(value).dtype, np.floating):
+        return np.zeros(shape, np.float32)
+    return np.full(shape, -1, np.int32)

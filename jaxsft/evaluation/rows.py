@@ -99,4 +99,7 @@ def _is_text(config: DataConfig) -> bool:
 def _without_last_column(batch: Batch) -> Batch:
     """Nothing follows the last column, so it predicts nothing and nothing sees it."""
     names = ("tokens", "positions", "segment_ids", "example_ids", "targets", "weights")
-    return dataclasses.replace(batch, **{name: getattr(batch, name)[:, :-1] for name in names})
+    cut = {name: getattr(batch, name)[:, :-1] for name in names}
+    whole = batch.tokens.shape
+    extras = {name: extra[:, :-1] if extra.shape == whole else extra for name, extra in batch.extras.items()}
+    return dataclasses.replace(batch, **cut, extras=extras)

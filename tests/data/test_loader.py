@@ -69,6 +69,33 @@ def test_the_schema(dataset_and_config, packing):
         assert (batch.positions[b, where] == np.arange(len(where))).all()
 
 
+def test_extras_of_a_recipe_follow_their_tokens_and_examples(dataset_and_config):
+    """Floats for examples and numbers for tokens land where the weights of their targets do."""
+    dataset, config = dataset_and_config
+
+    class Scored:
+        def __getattr__(self, name):
+            return getattr(dataset, name)
+
+        def extras(self, i):
+            score = np.arange(dataset.lengths[i], dtype=np.float32) + 100 * i
+            return {"example_index": i, "reward": i / 2, "log_prob": score}
+
+        def example(self, i):
+            return *dataset.example(i)[:2], self.extras(i)
+
+    batch = Loader(Scored(), config, 4).batch(0)
+    assert {k: (v.shape[1], v.dtype) for k, v in batch.extras.items()} == {
+        "example_index": (6, np.int32), "reward": (6, np.float32), "log_prob": (96, np.float32)
+    }  # fmt: skip
+    for b, slot in np.argwhere(batch.extras["example_index"] >= 0):
+        index = batch.extras["example_index"][b, slot]
+        where = np.flatnonzero(batch.example_ids[b] == slot + 1)
+        assert batch.extras["reward"][b, slot] == index / 2
+        assert (batch.extras["log_prob"][b, where[:-1]] == 100 * index + np.arange(1, len(where))).all()
+        assert batch.extras["log_prob"][b, where[-1]] == 0  # the last token has no target
+
+
 def test_a_batch_is_a_function_of_its_step(dataset_and_config):
     dataset, config = dataset_and_config
     one, other = Loader(dataset, config, 4, seed=5), Loader(dataset, config, 4, seed=5)
