@@ -21,7 +21,7 @@ class Checkpoints:
 
     def __init__(self, directory: epath.PathLike, config: CheckpointConfig, read_only: bool = False):
         policies = ocp.training.preservation_policies
-        keep = [policies.LatestN(max(config.keep_latest, 1))]
+        keep = [policies.LatestN(config.keep_latest)]
         if config.keep_best:
             best = policies.BestN(
                 get_metric_fn=lambda m: m[BEST],

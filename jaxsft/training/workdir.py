@@ -28,7 +28,7 @@ FREE = ("mesh", "checkpoint", "log.tensorboard", "log.wandb_project", "data.cach
 
 
 class Workdir:
-    """A run's folder, locked while this process lives.
+    """A run's folder, locked while this process lives (on object stores, which have no locks, it is not).
 
     Raises:
       UserError: if it cannot be written, is locked by a live run, or holds a run of another config.
