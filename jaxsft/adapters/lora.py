@@ -90,15 +90,16 @@ class LoRA(Base):
         return parts.frozen["base"], jax.tree.map(node, parts.params, is_leaf=is_lora)
 
     def merge(self, parts: Parts) -> Tree:
-        """W + s A B, computed in float32 and rounded once to W's dtype."""
+        """W + s A B, computed in at least float32 and rounded once to W's dtype."""
 
         def add(path: tuple[str, ...], kernel: Any) -> jax.Array:
             adapter = layout.get(parts.params, path[:-1])
             if adapter is None:
                 return kernel
-            with jax.default_matmul_precision("float32"):
-                delta = adapter["lora_a"].astype(jnp.float32) @ adapter["lora_b"].astype(jnp.float32)
-            return (dense(kernel, jnp.float32) + self.scale * delta).astype(kernel.dtype)
+            wide = jnp.promote_types(kernel.dtype, jnp.float32)
+            with jax.default_matmul_precision("highest"):
+                delta = adapter["lora_a"].astype(wide) @ adapter["lora_b"].astype(wide)
+            return (dense(kernel, wide) + self.scale * delta).astype(kernel.dtype)
 
         return layout.map_leaves(add, parts.frozen["base"])
 

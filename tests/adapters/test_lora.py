@@ -31,9 +31,10 @@ def base():
 
 @jax.jit
 def logits(params, adapters):
+    decoder = Decoder(ARCH, dtype=jnp.promote_types(params["norm"]["scale"].dtype, jnp.float32), remat="none")
     positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
-    hidden = DECODER.forward(params, TOKENS, positions, jnp.ones_like(positions), adapters=adapters).hidden
-    return DECODER.head(DECODER.head_params(params, adapters), hidden)
+    hidden = decoder.forward(params, TOKENS, positions, jnp.ones_like(positions), adapters=adapters).hidden
+    return decoder.head(decoder.head_params(params, adapters), hidden)
 
 
 def fresh(base, **fields) -> tuple[LoRA, Parts]:
@@ -59,10 +60,16 @@ def test_a_fresh_adapter_is_the_base_bit_for_bit(base):
 
 
 def test_merged_is_unmerged(base):
+    """In float64, where what is left of a difference is an error and not rounding."""
     method, parts = trained(base, rank=3)
-    unmerged, merged = logits(*method.compose(parts, {})), logits(method.merge(parts), None)
-    np.testing.assert_allclose(merged, unmerged, rtol=1e-5, atol=1e-5)  # logits of about 2, in float32
-    assert np.abs(unmerged - logits(base, None)).max() > 1
+    with jax.enable_x64(True):
+        wide = jax.tree.map(lambda x: jnp.asarray(x, jnp.float64), parts)
+        unmerged = logits(*method.compose(wide, {}))
+        merged = logits(method.merge(wide), None)
+        plain = logits(wide.frozen["base"], None)
+    assert merged.dtype == np.float64
+    np.testing.assert_allclose(merged, unmerged, rtol=0, atol=1e-11)
+    assert np.abs(unmerged - plain).max() > 1
 
 
 @pytest.mark.parametrize(("rslora", "scale"), [(False, 24 / 9), (True, 24 / 3)])
