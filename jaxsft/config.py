@@ -82,6 +82,7 @@ class ModelConfig:
 
     Attributes:
       path: a Hugging Face folder or hub name.
+      init: "pretrained" loads the weights; "random" draws new ones (the folder needs only `config.json` and tokenizer).
       dtype: compute dtype, "float32", "bfloat16", or "auto" (bfloat16 on TPU and GPU, float32 on CPU).
       param_dtype: dtype of frozen parameters, likewise; trained parameters are always float32.
       remat: what the backward pass recomputes: "none", "dots" (keeps matrix products) or "block" (keeps layer inputs).
@@ -89,6 +90,7 @@ class ModelConfig:
     """
 
     path: str = ""
+    init: str = "pretrained"
     dtype: str = "auto"
     param_dtype: str = "auto"
     remat: str = "block"
@@ -299,6 +301,7 @@ class EvaluateConfig:
 CHOICES = {
     "truncation": ("right", "drop", "error"),
     "supervise": ("assistant", "all"),
+    "init": ("pretrained", "random"),
     "dtype": ("auto", "float32", "bfloat16"),
     "param_dtype": ("auto", "float32", "bfloat16"),
     "remat": ("none", "dots", "block"),

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
 from jaxsft.adapters.full import Full
@@ -20,6 +21,7 @@ from jaxsft.data.batch import Batch
 from jaxsft.errors import UserError
 from jaxsft.models import layout
 from jaxsft.models.architecture import Architecture
+from jaxsft.models.checkpoint import load_params
 from jaxsft.models.decoder import Decoder
 from jaxsft.objectives.registry import make_objective
 from jaxsft.sharding import batch_sharding, data_shards, replicated, tree_shardings
@@ -64,8 +66,14 @@ class Program:
         with jax.set_mesh(self.mesh):
             return self.step.lower(self.state, self.frozen, self.batch).compile()
 
+    def load_base(self, path: epath.PathLike) -> Tree:
+        """The base that the run starts from: the checkpoint's, or new parameters where the config asks for them."""
+        if self.config.model.init == "random":
+            return self.random_base()
+        return load_params(path, self.decoder, self.mesh, self.base_dtype)
+
     def random_base(self) -> Tree:
-        """New parameters for the base, for benchmarks, tests and pretraining."""
+        """New parameters for the base, drawn from the config's seed."""
         init = lambda key: jax.tree.map(lambda p, s: p.astype(s.dtype), self.decoder.init(key), self.base)
         shardings = jax.tree.map(lambda s: s.sharding, self.base)
         with jax.set_mesh(self.mesh):

@@ -99,7 +99,7 @@ def _open_run(folder: epath.Path, record: dict[str, Any], config: ModelConfig, m
     program = build(run, load_architecture(source), mesh, 1, abstract_batch(mesh.size, 1, 1))
     frozen = program.frozen
     if jax.tree.leaves(frozen):
-        frozen = program.frozen_only(load_params(source, program.decoder, mesh, program.base_dtype))
+        frozen = program.frozen_only(program.load_base(source))
     state, _ = checkpoints.restore(checkpoints.latest, program.state)
     checkpoints.close()
     parts = Parts(state.aux.get("ema", state.params), frozen, state.aux["method"])

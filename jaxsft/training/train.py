@@ -27,7 +27,7 @@ from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
 from jaxsft.evaluation.perplexity import evaluate, make_nll
 from jaxsft.evaluation.scoring import to_devices
-from jaxsft.models.checkpoint import fingerprint, load_architecture, load_params, resolve
+from jaxsft.models.checkpoint import fingerprint, load_architecture, resolve
 from jaxsft.sharding import data_shards, make_mesh, process_share
 from jaxsft.training.checkpoint import Checkpoints
 from jaxsft.training.program import Program, build, check_rows, parameter_count
@@ -139,7 +139,7 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
 def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any, dict[str, Any]]:
     """A fresh state, or the last whole checkpoint's."""
     program = run.program
-    load = lambda: load_params(run.base_path, program.decoder, program.mesh, program.base_dtype)
+    load = lambda: program.load_base(run.base_path)
     if checkpoints.latest is None:
         state, frozen = program.initial(load())
         return state, frozen, {"num_tokens": 0}
