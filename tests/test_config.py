@@ -35,7 +35,7 @@ from jaxsft.data.templates import load_template
 from jaxsft.errors import UserError
 from jaxsft.evaluation.multiple_choice import Question, grade
 from jaxsft.models.decoder import Decoder
-from jaxsft.objectives.registry import make_objective
+from jaxsft.objectives.registry import OBJECTIVES, make_objective
 from jaxsft.sharding import make_mesh
 from jaxsft.training.optimizer import DIRECTIONS, make_optimizer, make_schedule
 from jaxsft.training.program import dtypes, make_method
@@ -238,7 +238,7 @@ READERS = {
     "task": (lambda choice, _: _headlines()[choice], None),
     "normalize": (_grade, {"none": 1, "tokens": 2, "bytes": 0}),
     "OptimizerConfig.name": (_optimizer, None),
-    "ObjectiveConfig.name": (lambda choice, _: type(make_objective(ObjectiveConfig(choice))).__name__, {"sft": "SFT"}),
+    "ObjectiveConfig.name": (lambda choice, _: type(make_objective(ObjectiveConfig(choice))).__name__, None),
 }
 
 
@@ -252,6 +252,7 @@ def test_every_choice_is_known_to_its_reader(name, tmp_path):
 
 def test_no_reader_knows_more_than_the_config_lets_through():
     assert set(DIRECTIONS) == set(CHOICES["OptimizerConfig.name"])
+    assert set(OBJECTIVES) == set(CHOICES["ObjectiveConfig.name"])
     assert set(_headlines()) == set(CHOICES["task"])
 
 

@@ -25,7 +25,7 @@ from jaxsft.data.batch import Batch
 from jaxsft.errors import UserError
 from jaxsft.evaluation.perplexity import by_source
 from jaxsft.evaluation.rows import batches, read_examples
-from jaxsft.evaluation.scoring import Sums, example_sums, global_chunk, hidden_states, replicate, sum_by_example
+from jaxsft.evaluation.scoring import Sums, example_sums, hidden_states, replicate, sum_by_example
 from jaxsft.objectives.cross_entropy import token_kl, token_log_probs
 
 Model = tuple[Any, Any]  # parameters, and the adapter tree of `Decoder.forward` or None
@@ -51,7 +51,7 @@ def make_deviation(decoder: Any, reference_decoder: Any, chunk_size: int = 1024)
     def deviation(model: Model, reference: Model, batch: Batch) -> Sums:
         heads = [(d.head, d.head_params(*m), hidden_states(d, *m, batch)) for d, m in
                  ((decoder, model), (reference_decoder, reference))]  # fmt: skip
-        options = {"mask": batch.weights != 0, "chunk_size": global_chunk(chunk_size)}
+        options = {"mask": batch.weights != 0, "chunk_size": chunk_size}
         log_p, log_q = (token_log_probs(*head, batch.targets, **options)["log_prob"] for head in heads)
         per_token = {
             "log_ratio_sum": batch.weights * (log_p - log_q),

@@ -14,7 +14,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxsft.data.batch import Batch
 from jaxsft.models.projection import Context
 from jaxsft.objectives.cross_entropy import token_log_probs
-from jaxsft.sharding import batch_sharding, data_shards
+from jaxsft.sharding import batch_sharding
 
 Sums = dict[str, jax.Array]
 
@@ -52,7 +52,7 @@ def log_probs(decoder: Any, params: Any, adapters: Any, batch: Batch, chunk_size
         hidden_states(decoder, params, adapters, batch),
         batch.targets,
         mask=batch.weights != 0,
-        chunk_size=global_chunk(chunk_size),
+        chunk_size=chunk_size,
     )
 
 
@@ -60,11 +60,6 @@ def hidden_states(decoder: Any, params: Any, adapters: Any, batch: Batch) -> jax
     """The final hidden states [B, T, D] of a batch, in evaluation mode."""
     ctx = Context(example_ids=batch.example_ids, valid=batch.segment_ids > 0, extras=batch.extras)
     return decoder.forward(params, batch.tokens, batch.positions, batch.segment_ids, adapters=adapters, ctx=ctx).hidden
-
-
-def global_chunk(chunk_size: int) -> int:
-    """Tokens whose logits exist at once over all devices, from those of one device."""
-    return chunk_size * data_shards(jax.sharding.get_abstract_mesh())
 
 
 def sum_by_example(values: jax.Array, batch: Batch) -> jax.Array:

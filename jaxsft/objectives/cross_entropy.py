@@ -60,7 +60,7 @@ def weighted_cross_entropy(
       mix: (second targets int [B, T], lam [B, T] or scalar) for the two-label form.
       z_loss: zeta.
       label_smoothing: eps.
-      chunk_size: tokens whose logits exist at once, over all devices.
+      chunk_size: tokens per data-parallel device whose logits exist at once.
 
     Returns:
       The sum, a scalar differentiable with respect to `head_params` and `hidden`, and per-token figures.
@@ -142,7 +142,7 @@ def token_kl(
       head_params_q: its parameters.
       hidden_q: [B, T, Dq].
       mask: bool [B, T]; tokens where it is False are skipped and 0.
-      chunk_size: tokens whose logits (of both models) exist at once.
+      chunk_size: tokens per data-parallel device whose logits (of both models) exist at once.
     """
 
     def head(params, hidden):

@@ -1,17 +1,33 @@
-"""The objectives by name."""
+"""The objectives by name: what `config.objective.name` may be, each a class whose fields are the config's by name."""
 
-from jaxsft.config import ObjectiveConfig
+import dataclasses
+
+from jaxsft.config import ObjectiveConfig, did_you_mean
 from jaxsft.errors import UserError
 from jaxsft.objectives.objective import Objective
 from jaxsft.objectives.sft import SFT
 
+OBJECTIVES: dict[str, type[Objective]] = {
+    "sft": SFT,
+}
+
 
 def make_objective(config: ObjectiveConfig) -> Objective:
-    """The objective that `config.name` names.
+    """The objective that `config.name` names, with the config's value of each field that it has.
 
     Raises:
-      UserError: for a name that is none.
+      UserError: for a name that is none, or a field that was set and that this objective does not have.
     """
-    if config.name == "sft":
-        return SFT(config.reduction, config.z_loss, config.label_smoothing, config.chunk_size)
-    raise UserError(f"config.objective.name is {config.name!r}; the objectives are: sft.")
+    if config.name not in OBJECTIVES:
+        near = did_you_mean(config.name, OBJECTIVES)
+        raise UserError(f"config.objective.name is {config.name!r}; the objectives are: {', '.join(OBJECTIVES)}{near}.")
+    kind = OBJECTIVES[config.name]
+    own = {field.name for field in dataclasses.fields(kind)}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.name != "name" and field.name not in own and value != field.default:
+            raise UserError(
+                f"config.objective.{field.name} is {value!r}, which the objective {config.name!r} does not read; "
+                f"leave it at {field.default!r}, or choose another config.objective.name."
+            )
+    return kind(**{name: getattr(config, name) for name in own})

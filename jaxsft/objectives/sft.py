@@ -17,7 +17,6 @@ from jaxsft.data.batch import Batch
 from jaxsft.objectives.cross_entropy import weighted_cross_entropy
 from jaxsft.objectives.objective import Model
 from jaxsft.objectives.terms import Term, ratio
-from jaxsft.sharding import data_shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,9 +30,7 @@ class SFT:
 
     def denominators(self, batch: Batch) -> dict[str, jax.Array]:
         """The sum of weights, or the number of examples of positive weight."""
-        if self.reduction == "example_mean":
-            return {"cross_entropy": jnp.sum(weight_of_examples(batch) > 0).astype(jnp.float32)}
-        return {"cross_entropy": jnp.sum(jnp.asarray(batch.weights))}
+        return {"cross_entropy": denominator(batch, self.reduction)}
 
     def __call__(
         self, model: Model, batch: Batch, denominators: dict[str, jax.Array]
@@ -45,10 +42,10 @@ class SFT:
             output.head_params,
             output.hidden,
             batch.targets,
-            per_example_weights(batch) if self.reduction == "example_mean" else batch.weights,
+            token_weights(batch, self.reduction),
             z_loss=self.z_loss,
             label_smoothing=self.label_smoothing,
-            chunk_size=self.chunk_size * data_shards(jax.sharding.get_abstract_mesh()),
+            chunk_size=self.chunk_size,
         )
         sums = {
             "nll_sum": -jnp.sum(batch.weights * tokens.log_prob),
@@ -74,6 +71,21 @@ class SFT:
             "mean_token_accuracy": ratio(sums["hits"], sums["supervised_tokens"]),
             "supervised_tokens": sums["supervised_tokens"],
         }
+
+
+def token_weights(batch: Batch, reduction: str) -> jax.Array:
+    """What each target counts, float32 [B, T]: its weight, under "example_mean" over that of its example.
+
+    The sum over tokens of these times a token's loss, divided by `denominator`, is the mean that `reduction` names.
+    """
+    return per_example_weights(batch) if reduction == "example_mean" else jnp.asarray(batch.weights)
+
+
+def denominator(batch: Batch, reduction: str) -> jax.Array:
+    """What a sum by `token_weights` is divided by: the number of examples of positive weight, or the sum of weights."""
+    if reduction == "example_mean":
+        return jnp.sum(weight_of_examples(batch) > 0).astype(jnp.float32)
+    return jnp.sum(jnp.asarray(batch.weights))
 
 
 def weight_of_examples(batch: Batch) -> jax.Array:

@@ -58,7 +58,7 @@ def weighted_sum(
       hidden: [B, T, D], or a tree of such arrays.
       labels: a tree of arrays [B, T] for measure and integrand; not differentiated.
       weights: [B, T]; tokens of weight zero are skipped.
-      chunk_size: tokens whose logits exist at once, over all devices.
+      chunk_size: tokens per data-parallel device whose logits exist at once.
 
     Returns:
       The scalar, and the measured values [B, T]: without gradient, and 0 where the weight is 0.
@@ -204,7 +204,7 @@ class _Chunks:
         shards = data_shards(jax.sharding.get_abstract_mesh())
         shards = shards if batch % shards == 0 else 1  # rows that do not divide have no home: the partitioner decides
         active = constrain(active, "batch", "length").reshape(shards, -1)
-        width = min(active.shape[1], max(1, chunk_size // shards))
+        width = min(active.shape[1], chunk_size)
         padding = ((0, 0), (0, -active.shape[1] % width))
         order = jnp.argsort(~active, axis=1, stable=True).astype(jnp.int32)
         keep = _take(active, order)

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ from jaxsft.config import ObjectiveConfig
 from jaxsft.data.batch import Batch
 from jaxsft.errors import UserError
 from jaxsft.objectives.objective import ModelOutput
-from jaxsft.objectives.registry import make_objective
+from jaxsft.objectives.registry import OBJECTIVES, make_objective
 from jaxsft.objectives.sft import SFT
 from jaxsft.objectives.terms import Term, total
 
@@ -136,5 +138,16 @@ def test_make_objective():
     config = ObjectiveConfig(reduction="example_mean", z_loss=1e-4, label_smoothing=0.1, chunk_size=512)
     assert make_objective(config) == SFT("example_mean", 1e-4, 0.1, 512)
     assert hash(make_objective(config)) == hash(SFT("example_mean", 1e-4, 0.1, 512))
-    with pytest.raises(UserError, match="'dpo'"):
-        make_objective(ObjectiveConfig(name="dpo"))
+    with pytest.raises(UserError, match=r"'sftt'; the objectives are: .*did you mean 'sft'"):
+        make_objective(ObjectiveConfig(name="sftt"))
+
+
+def test_a_field_that_the_objective_does_not_read_is_refused(monkeypatch):
+    @dataclasses.dataclass(frozen=True)
+    class Plain:
+        chunk_size: int
+
+    monkeypatch.setitem(OBJECTIVES, "plain", Plain)
+    assert make_objective(ObjectiveConfig("plain", chunk_size=3)) == Plain(3)
+    with pytest.raises(UserError, match=r"objective\.z_loss is 0\.1, which the objective 'plain' does not"):
+        make_objective(ObjectiveConfig("plain", z_loss=0.1))
