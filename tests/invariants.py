@@ -12,7 +12,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxsft.config import LoRAConfig, MeshConfig, ObjectiveConfig, TrainConfig
+from jaxsft.config import LoRAConfig, MeshConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
 from jaxsft.models import layout
 from jaxsft.sharding import make_mesh
 from jaxsft.training.optimizer import Optimizer
@@ -48,14 +48,14 @@ def _lora(**changes: object) -> TrainConfig:
     return config
 
 
+FROZEN = ("embed", "layers.0", "layers.*.mlp.gate_proj")
 CASES = [
     Case("full", _config()),
     Case("full-example-mean", _config(objective=ObjectiveConfig(reduction="example_mean"))),
-    Case("full-frozen-layers", _config()),
+    Case("full-frozen-layers", _config(optimizer=OptimizerConfig(freeze=FROZEN))),
     Case("lora", _lora()),
     Case("lora-some-layers", _lora(targets=("layers.1.attn.*_proj", "layers.*.mlp.down_proj", "head"))),
 ]
-CASES[2].config.optimizer.freeze = ("embed", "layers.0", "layers.*.mlp.gate_proj")
 MESHES = {
     "fsdp=8": MeshConfig(1, 8, 1),
     "fsdp=4,tensor=2": MeshConfig(1, 4, 2),
