@@ -118,7 +118,11 @@ class LoRAConfig:
 
 @dataclasses.dataclass
 class AdapterConfig:
-    """What is trained: `kind` "none" is full fine-tuning, "lora" trains adapters over a frozen base."""
+    """What is trained.
+
+    Attributes:
+      kind: "none" is full fine-tuning, "lora" trains adapters over a frozen base.
+    """
 
     kind: str = "none"
     lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
@@ -129,7 +133,7 @@ class ObjectiveConfig:
     """The loss.
 
     Attributes:
-      name: "sft".
+      name: which loss; each is a file of `jaxsft/objectives`.
       reduction: "token_mean" (sum of weighted losses over sum of weights) or "example_mean" (mean over examples of
         their weighted mean, in which a weight that all of an example's tokens share cancels); both over the whole
         global batch.
@@ -312,7 +316,9 @@ CHOICES = {
     "task": ("perplexity", "multiple_choice", "deviation"),
     "normalize": ("none", "tokens", "bytes"),
     "OptimizerConfig.name": ("adamw", "adafactor", "lion", "sm3", "muon"),
-    "ObjectiveConfig.name": ("sft",),
+    "ObjectiveConfig.name": (
+        "sft",  # the names in `jaxsft.objectives.registry.OBJECTIVES`
+    ),
 }
 POSITIVE = {
     "max_length", "max_examples_per_row", "rank", "chunk_size", "batch_size", "accumulate", "learning_rate",
