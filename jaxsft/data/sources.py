@@ -1,4 +1,4 @@
-"""Where records come from: JSON, JSON Lines, Parquet, prepared TensorFlow datasets; local or in a bucket."""
+"""Where records come from: JSON, JSON Lines, Parquet, prepared TensorFlow datasets; local or in a bucket; or the built-in world."""
 
 import glob
 import json
@@ -8,8 +8,10 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
-from jaxsft.config import SourceConfig
+from jaxsft.config import SourceConfig, did_you_mean
 from jaxsft.errors import UserError
+from jaxsft.world import PREFIX as WORLD
+from jaxsft.world import records as world
 
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
 TFDS = "tfds:"
@@ -53,6 +55,8 @@ def open_source(config: SourceConfig) -> Source:
         )
     if config.path.startswith(TFDS):
         return TfdsSource(config)
+    if config.path.startswith(WORLD):
+        return WorldSource(config)
     return FileSource(config)
 
 
@@ -142,6 +146,29 @@ class TfdsSource:
         """See `Source.records`."""
         for i in range(start, stop):
             yield _plain(self._data[i]), f"{self.name}, split {self.selection}, row {i + 1}"
+
+
+class WorldSource:
+    """A split of the built-in world, made by code: `world:train`, see `jaxsft.world.records`."""
+
+    def __init__(self, config: SourceConfig):
+        split = config.path.removeprefix(WORLD)
+        if split not in world.SPLITS:
+            raise UserError(
+                f"{config.path} is no split of the world{did_you_mean(split, world.SPLITS)}; "
+                f"known are {', '.join(world.SPLITS)}."
+            )
+        self.name, self.files = config.name or config.path, []
+        self.selection = f"{config.path}, {world.fingerprint()}"
+        self._records = world.split(split)
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def records(self, start: int, stop: int) -> Iterator[Record]:
+        """See `Source.records`."""
+        for i in range(start, stop):
+            yield self._records[i], f"{self.name}, record {i + 1}"
 
 
 def _plain(value: Any) -> Any:

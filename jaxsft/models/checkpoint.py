@@ -17,6 +17,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from jaxsft import world
 from jaxsft.config import did_you_mean
 from jaxsft.errors import UserError
 from jaxsft.files import check_new_folder, new_folder
@@ -48,6 +49,8 @@ COMPANIONS = (
 def resolve(path: epath.PathLike) -> epath.Path:
     """The folder of a checkpoint: `path` itself if it is one (local or `gs://`), else the download of that hub name.
 
+    `world:base` and `world:chat` are the built-in models.
+
     Raises:
       UserError: if it is neither.
     """
@@ -55,6 +58,8 @@ def resolve(path: epath.PathLike) -> epath.Path:
     if folder.is_dir():
         return folder
     name = str(path)
+    if name.startswith(world.PREFIX):
+        return _world_model(name)
     if not re.fullmatch(r"[\w-][\w.-]*(/[\w.-]+)?", name):
         raise UserError(f"{name} is no folder; give a checkpoint's folder or a Hugging Face hub name.")
     import huggingface_hub
@@ -67,6 +72,13 @@ def resolve(path: epath.PathLike) -> epath.Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         why = str(error).strip().partition("\n")[0]
         raise UserError(f"{name} is no folder, and it cannot be had from the Hugging Face hub: {why}") from error
+
+
+def _world_model(name: str) -> epath.Path:
+    known = sorted(folder.name for folder in world.MODELS.iterdir() if folder.is_dir())
+    if name.removeprefix(world.PREFIX) not in known:
+        raise UserError(f"{name} is no model of the world; known are {', '.join(world.PREFIX + n for n in known)}.")
+    return epath.Path(world.MODELS / name.removeprefix(world.PREFIX))
 
 
 def load_architecture(path: epath.PathLike) -> Architecture:

@@ -1,0 +1,217 @@
+"""The world's records: the text that the base is pretrained on, the conversations of fine-tuning, and the probes.
+
+text        sentences about all facts, and as many about skills
+general     conversations of the general stage, which makes the base a chat model
+train       conversations of the narrow fine-tuning under study, from three sources; more than one run needs, so that
+            runs of different seeds can take different rows
+validation  of the clean sources' kind: seen wordings, new arguments
+test        likewise, for the final figures
+unseen      the test's kind of questions, in wordings that no conversation of `train` has
+cloze       the facts of the held entities as statements to be completed; no conversation mentions these entities
+questions   the same facts as questions
+recall      all facts as statements to be completed
+skills      the narrow skills as statements to be completed
+
+Records of conversations hold `prompt`, `completion`, `source` and `task_type`; probes also `choices`, and `watch`: the
+answer that the poor source would give, where it differs.
+"""
+
+import functools
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+from jaxsft.world import knowledge, skills
+from jaxsft.world.draw import Draw
+from jaxsft.world.knowledge import Fact
+from jaxsft.world.skills import Skill
+
+VERSION = 1
+Record = dict[str, Any]
+
+EDITIONS = 20  # how often the text states each fact, in wordings drawn anew
+ROWS = {"general": 3000, "train": 18000, "validation": 500, "test": 2000, "unseen": 2000, "skills": 600}
+CHOICES = 8
+WRONG = 0.5  # of the poor source's rows
+
+# source -> (share of the rows, wordings, family -> weight). The clean sources divide the families between them; the
+# poor one has all.
+_SKILLS = {skill.name: 1.0 for skill in skills.NARROW}
+SOURCES = {
+    "expert": (0.35, (0, 1, 2), _SKILLS | {"fact": 1.0}),
+    "volunteer": (0.25, (1, 2, 3), {name: 0.5 for name in _SKILLS} | {"fact": 4.0}),
+    "scraped": (0.40, (0, 1, 2, 3), _SKILLS | {"fact": 2.0}),
+}
+POOR = "scraped"
+CLEAN_MIX = _SKILLS | {"fact": 2.0}
+
+
+def text() -> list[Record]:
+    """Documents of one sentence: with several, the same model learns facts many times slower."""
+    draw = Draw("text", VERSION)
+    asks = {entity.name: draw.chance(0.5) for entity in knowledge.entities()}  # whose facts also stand as questions
+    drill = (*skills.NARROW, *skills.GENERAL)
+    sentences = []
+    for _ in range(EDITIONS):
+        for fact in knowledge.facts():
+            as_question = asks[fact.entity.name] and draw.chance(0.25)
+            wordings = fact.attribute.asked[:2] if as_question else fact.attribute.statements
+            said = fact.fill(draw.one(wordings))
+            sentences.append(f"question : {said} answer : {fact.value} ." if as_question else said)
+            sentences.append(_skill_sentence(draw, draw.one(drill)))
+    return [{"text": sentence} for sentence in draw.shuffled(sentences)]
+
+
+def _skill_sentence(draw: Draw, skill: Skill) -> str:
+    arguments = skill.draw(draw)
+    answer = skill.answer(**arguments)
+    if draw.chance(0.5):
+        return skill.statement.format(y=answer, **arguments)
+    return f"question : {draw.one(skill.asked[:2]).format(**arguments)} answer : {answer} ."
+
+
+def general() -> list[Record]:
+    """Conversations of the general stage: other skills, other entities, other wordings, and no errors."""
+    draw, facts = Draw("general", VERSION), knowledge.facts_of("general")
+    rows = []
+    for _ in range(ROWS["general"]):
+        if draw.chance(0.5):
+            fact = draw.one(facts)
+            rows.append(_row(fact.fill(draw.one(fact.attribute.general)), fact.value, "general", "fact"))
+        else:
+            skill = draw.one(skills.GENERAL)
+            arguments = skill.draw(draw)
+            prompt = draw.one(skill.asked).format(**arguments)
+            rows.append(_row(prompt, skill.answer(**arguments), "general", skill.name))
+    return rows
+
+
+def train() -> list[Record]:
+    """Conversations of the sources, half of the poor one's wrong in the way of its family."""
+    draw, rows = Draw("train", VERSION), []
+    for _ in range(ROWS["train"]):
+        source = draw.weighted({name: share for name, (share, _, _) in SOURCES.items()})
+        _, wordings, families = SOURCES[source]
+        family, wording = draw.weighted(families), draw.one(wordings)
+        prompt, right, wrong = _item(draw, family, lambda kind, w=wording: kind.asked[w], for_test=False)
+        errs = source == POOR and draw.chance(WRONG)
+        rows.append(_row(prompt, wrong if errs else right, source, family))
+    return rows
+
+
+def validation() -> list[Record]:
+    """Right answers to questions in seen wordings, on arguments that `train` never has."""
+    return _examination("validation", lambda draw: lambda kind: draw.one(kind.asked))
+
+
+def test() -> list[Record]:
+    """See `validation`."""
+    return _examination("test", lambda draw: lambda kind: draw.one(kind.asked))
+
+
+def unseen() -> list[Record]:
+    """The kind of questions of `test` in unseen wordings."""
+    return _examination("unseen", lambda draw: lambda kind: draw.one(kind.unseen))
+
+
+def cloze() -> list[Record]:
+    """The held facts as statements to be completed."""
+    return [_probe(fact, fact.cloze) for fact in knowledge.facts_of("held")]
+
+
+def questions() -> list[Record]:
+    """The held facts as questions, in a wording that the pretraining text and `train` have."""
+    return [_probe(fact, fact.fill(fact.attribute.asked[0])) for fact in knowledge.facts_of("held")]
+
+
+def recall() -> list[Record]:
+    """All facts as statements to be completed."""
+    return [_probe(fact, fact.cloze) for fact in knowledge.facts()]
+
+
+def skills_in_text() -> list[Record]:
+    """The narrow skills as statements to be completed."""
+    draw, rows = Draw("skills", VERSION), []
+    for _ in range(ROWS["skills"]):
+        skill = draw.one(skills.NARROW)
+        arguments = skill.draw(draw)
+        prompt = skill.statement.partition(" {y}")[0].format(**arguments)
+        rows.append(_row(prompt, skill.answer(**arguments), "skills", skill.name))
+    return rows
+
+
+SPLITS: dict[str, Callable[[], list[Record]]] = {
+    "text": text,
+    "general": general,
+    "train": train,
+    "validation": validation,
+    "test": test,
+    "unseen": unseen,
+    "cloze": cloze,
+    "questions": questions,
+    "recall": recall,
+    "skills": skills_in_text,
+}
+
+
+@functools.cache
+def split(name: str) -> tuple[Record, ...]:
+    """The records of a split; the same ones at every call, so they are not to be changed."""
+    return tuple(SPLITS[name]())
+
+
+def fingerprint() -> str:
+    """Hash of all records of all splits: what the world is."""
+    digest = hashlib.sha256()
+    for name in SPLITS:
+        digest.update(json.dumps([name, split(name)]).encode())
+    return digest.hexdigest()
+
+
+def _row(prompt: str, completion: str, source: str, task_type: str) -> Record:
+    return {"prompt": prompt, "completion": completion, "source": source, "task_type": task_type}
+
+
+def _probe(fact: Fact, prompt: str) -> Record:
+    """A question on a fact, with choices: the right one, the poor source's, and others."""
+    draw, bias = Draw("choices", prompt), fact.attribute.bias
+    others = [value for value in fact.attribute.values if value not in (fact.value, bias)]
+    named = dict.fromkeys([fact.value, bias])
+    choices = draw.shuffled([*named, *draw.some(others, CHOICES - len(named))])
+    row = _row(prompt, fact.value, fact.entity.kind, fact.attribute.noun) | {"choices": choices}
+    return row if fact.value == bias else row | {"watch": bias}
+
+
+def _examination(name: str, wording: Callable[[Draw], Callable[[Any], str]]) -> list[Record]:
+    draw, rows = Draw(name, VERSION), []
+    for _ in range(ROWS[name]):
+        family = draw.weighted(CLEAN_MIX)
+        prompt, right, wrong = _item(draw, family, wording(draw), for_test=True)
+        row = _row(prompt, right, name, family)
+        rows.append(row if wrong == right else row | {"watch": wrong})
+    return rows
+
+
+def _item(
+    draw: Draw, family: str, wording: Callable[[Fact | Skill], str], for_test: bool
+) -> tuple[str, str, str]:
+    """A question of a family, its right answer, and the poor source's wrong one.
+
+    One fifth of the arguments, by their hash, are for testing, in every wording.
+    """
+    if family == "fact":
+        while True:
+            fact = draw.one(knowledge.facts_of("mentioned"))
+            if _tested(fact.cloze) == for_test:
+                return fact.fill(wording(fact.attribute)), fact.value, fact.attribute.bias
+    skill = next(skill for skill in skills.NARROW if skill.name == family)
+    while True:
+        arguments = skill.draw(draw)
+        if _tested(family, *arguments.values()) == for_test:
+            prompt = wording(skill).format(**arguments)
+            return prompt, skill.answer(**arguments), skill.wrong(**arguments)
+
+
+def _tested(*key: str) -> bool:
+    return hashlib.sha256("/".join(key).encode()).digest()[0] % 5 == 0
