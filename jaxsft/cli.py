@@ -14,6 +14,7 @@ from ml_collections import config_flags
 
 from jaxsft.config import did_you_mean, validate
 from jaxsft.errors import UserError
+from jaxsft.host import keep_freed_memory
 
 T = TypeVar("T")
 
@@ -31,6 +32,7 @@ def _quiet() -> None:
 
 
 _quiet()
+keep_freed_memory()
 
 
 def define_config(default: str | None = None) -> None:
@@ -38,8 +40,8 @@ def define_config(default: str | None = None) -> None:
     config_flags.DEFINE_config_file("config", default, "A Python file with get_config(), such as configs/sft.py.")
 
 
-def get_config(kind: type[T]) -> T:
-    """The parsed and validated config.
+def get_config(*kinds: type[T]) -> T:
+    """The parsed and validated config, of one of the kinds.
 
     Raises:
       UserError: if it is missing, of another kind, or a field is wrong.
@@ -47,8 +49,9 @@ def get_config(kind: type[T]) -> T:
     config = flags.FLAGS.config
     if config is None:
         raise UserError("--config is missing; name a file such as --config=configs/sft.py.")
-    if not isinstance(config, kind):
-        raise UserError(f"the config is a {type(config).__name__}, but this script takes a {kind.__name__}.")
+    if not isinstance(config, kinds):
+        names = " or a ".join(kind.__name__ for kind in kinds)
+        raise UserError(f"the config is a {type(config).__name__}, but this script takes a {names}.")
     validate(config)
     return config
 

@@ -19,8 +19,8 @@ class SourceConfig:
     """One source of records.
 
     Attributes:
-      path: a file, folder or glob, local or `gs://`, of `.json`, `.jsonl` or `.parquet`; or
-        `tfds:NAME[/CONFIG][:SPLIT]`.
+      path: a file, folder or glob, local or `gs://`, of `.json`, `.jsonl` or `.parquet`;
+        `tfds:NAME[/CONFIG][:SPLIT]`; or `world:SPLIT` of the built-in world.
       name: the source's tag in reports; default: the file's name. A record's own `source` field wins.
       weight: how many times the source is seen in an epoch: 2.0 twice, 0.5 a random half (redrawn each epoch).
       fields: field map for records of no known form, from record field to canonical one, e.g.
@@ -219,13 +219,38 @@ class CheckpointConfig:
 
 
 @dataclasses.dataclass
+class TaskConfig:
+    """One thing to measure of a model.
+
+    Attributes:
+      name: what its figures are called where several tasks are measured; each then has one of its own.
+      task: "perplexity" (negative log-likelihood of conversations or text), "multiple_choice" (the likeliest of the
+        given answers), "generation" (the answer that the model writes) or "deviation" (how far the model moved from
+        another on the data).
+      data: the rows to score; packed or not, the figures do not change. `template` "auto" is the run's own.
+      batch_size: rows of a batch; for "generation": prompts answered at once.
+      normalize: for "multiple_choice": divide an answer's log-likelihood by its "tokens", "bytes" or "none".
+      max_new_tokens: for "generation": where an answer ends at the latest; 0 is as many tokens as the longest
+        reference and its end of turn need.
+    """
+
+    name: str = ""
+    task: str = "perplexity"
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    batch_size: int = 16
+    normalize: str = "none"
+    max_new_tokens: int = 0
+
+
+@dataclasses.dataclass
 class EvalConfig:
-    """Evaluation during training: token-weighted negative log-likelihood.
+    """Evaluation during training: token-weighted negative log-likelihood, and tasks.
 
     Attributes:
       path: see `DataConfig.path`; "" is none. Template, max_length and supervise follow the training data.
       rows: see `SourceConfig.rows`.
       fields: see `SourceConfig.fields`.
+      tasks: what is measured besides, each under its name; a "deviation" is that from the base under an adapter.
       every: steps between evaluations; 0 is only before the first step and after the last.
       batch_size: rows of an evaluation batch.
     """
@@ -233,6 +258,7 @@ class EvalConfig:
     path: str = ""
     rows: str = ""
     fields: dict[str, str] = dataclasses.field(default_factory=dict)
+    tasks: list[TaskConfig] = dataclasses.field(default_factory=list)
     every: int = 0
     batch_size: int = 16
 
@@ -281,25 +307,33 @@ class TrainConfig:
 
 
 @dataclasses.dataclass
-class EvaluateConfig:
-    """What `scripts/evaluate.py` measures.
+class EvaluateConfig(TaskConfig):
+    """One task that `scripts/evaluate.py` measures; see `TaskConfig`.
 
     Attributes:
-      task: "perplexity" (negative log-likelihood of conversations or text), "multiple_choice" (the likeliest of the
-        given answers) or "deviation" (how far the model moved from `reference` on the data).
-      data: the rows to score; packed or not, the figures do not change.
+      model: dtypes and attention; its path is `--model`.
       reference: for "deviation": the model that is moved away from; "" is the one that a run started from.
-      batch_size: rows of a batch.
-      normalize: for "multiple_choice": divide an answer's log-likelihood by its "tokens", "bytes" or "none".
     """
 
-    task: str = "perplexity"
-    data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     reference: str = ""
-    batch_size: int = 16
-    normalize: str = "none"
+
+
+@dataclasses.dataclass
+class SuiteConfig:
+    """Several tasks that `scripts/evaluate.py` measures on one model.
+
+    Attributes:
+      tasks: see `TaskConfig`.
+      model: see `EvaluateConfig`.
+      reference: likewise, of every "deviation".
+    """
+
+    tasks: list[TaskConfig] = dataclasses.field(default_factory=list)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    reference: str = ""
 
 
 CHOICES = {
@@ -313,7 +347,7 @@ CHOICES = {
     "kind": ("none", "lora"),
     "reduction": ("token_mean", "example_mean"),
     "schedule": ("cosine", "linear", "constant", "wsd"),
-    "task": ("perplexity", "multiple_choice", "deviation"),
+    "task": ("perplexity", "multiple_choice", "generation", "deviation"),
     "normalize": ("none", "tokens", "bytes"),
     "OptimizerConfig.name": ("adamw", "adafactor", "lion", "sm3", "muon"),
     "ObjectiveConfig.name": (
@@ -327,8 +361,10 @@ POSITIVE = {
 NOT_NEGATIVE = {
     "weight", "max_dropped", "dropout", "z_loss", "label_smoothing", "final_ratio", "weight_decay", "max_grad_norm",
     "ema", "warmup_ratio", "decay_ratio", "eps", "every", "keep_best", "steps", "epochs", "alpha", "b1", "b2", "seed",
+    "max_new_tokens",
 }  # fmt: skip
 BELOW_ONE = {"dropout", "label_smoothing", "ema", "b1"}
+SPLITS = ("train", "eval")  # what the lines of `metrics.jsonl` are of besides tasks
 
 
 def validate(config: Any, where: str = "config") -> None:
@@ -365,6 +401,18 @@ def validate(config: Any, where: str = "config") -> None:
             for i, item in enumerate(value):
                 if dataclasses.is_dataclass(item):
                     validate(item, f"{path}[{i}]")
+            _check_names([item for item in value if isinstance(item, TaskConfig)], path)
+
+
+def _check_names(tasks: list[TaskConfig], path: str) -> None:
+    """Every one of several tasks has a name of its own."""
+    for i, task in enumerate(tasks):
+        if type(task) is not TaskConfig:
+            raise UserError(f"{path}[{i}] is a {type(task).__name__}; one of several tasks must be a TaskConfig.")
+        if not task.name:
+            raise UserError(f"{path}[{i}].name is empty; give each task a name, which its figures are called by.")
+        if task.name in (taken := [*SPLITS, *(other.name for other in tasks[:i])]):
+            raise UserError(f"{path}[{i}].name is {task.name!r}; {', '.join(taken)} are taken, so choose another.")
 
 
 def _check_type(value: Any, hint: Any, path: str) -> None:

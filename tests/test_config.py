@@ -1,9 +1,7 @@
 """The typed tree: strict reading, validation, and choices that the code behind them knows."""
 
 import dataclasses
-import functools
 import json
-import runpy
 
 import jax
 import jax.numpy as jnp
@@ -16,12 +14,15 @@ from jaxsft.config import (
     POSITIVE,
     AdapterConfig,
     DataConfig,
+    EvalConfig,
     EvaluateConfig,
     LoRAConfig,
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
     SourceConfig,
+    SuiteConfig,
+    TaskConfig,
     TrainConfig,
     did_you_mean,
     from_dict,
@@ -33,17 +34,17 @@ from jaxsft.data.dataset import prepare
 from jaxsft.data.render import Renderer
 from jaxsft.data.templates import load_template
 from jaxsft.errors import UserError
-from jaxsft.evaluation.multiple_choice import Question, grade
+from jaxsft.evaluation.multiple_choice import Question, choose
+from jaxsft.evaluation.registry import FIGURES, HEADLINES
 from jaxsft.models.decoder import Decoder
 from jaxsft.objectives.registry import OBJECTIVES, make_objective
 from jaxsft.sharding import make_mesh
 from jaxsft.training.optimizer import DIRECTIONS, make_optimizer, make_schedule
 from jaxsft.training.program import dtypes, make_method
-from tests.conftest import REPOSITORY
 from tests.data.conftest import make_tokenizer
 from tests.tiny import llama
 
-KINDS = (TrainConfig, EvaluateConfig)
+KINDS = (TrainConfig, EvaluateConfig, SuiteConfig)
 
 
 def full() -> TrainConfig:
@@ -53,18 +54,20 @@ def full() -> TrainConfig:
         data=DataConfig(sources=sources, packing=False),
         adapter=AdapterConfig("lora", LoRAConfig(rank=3, targets=("head", "layers.0"))),
         optimizer=OptimizerConfig("lion", 3e-4, no_decay=(), freeze=("embed",)),
+        eval=EvalConfig(tasks=[TaskConfig("facts", "generation", max_new_tokens=3), TaskConfig("likelihood")]),
         seed=7,
     )
 
 
-@pytest.mark.parametrize("config", [TrainConfig(), EvaluateConfig(), full()], ids=["train", "evaluate", "full"])
+@pytest.mark.parametrize("config", [*(kind() for kind in KINDS), full()], ids=lambda config: type(config).__name__)
 def test_round_trip(config):
     written = to_dict(config)
     assert json.loads(json.dumps(written)) == written
     again = from_dict(type(config), written)
     assert again == config
     validate(again)
-    assert type(again.data) is DataConfig and all(type(s) is SourceConfig for s in again.data.sources)
+    for holder in getattr(again, "tasks", [again]):
+        assert type(holder.data) is DataConfig and all(type(s) is SourceConfig for s in holder.data.sources)
 
 
 def test_missing_fields_take_their_defaults():
@@ -92,7 +95,10 @@ def broken(path: str, value: object) -> TrainConfig:
     node = config
     for step in steps:
         node = node[int(step)] if step.isdigit() else getattr(node, step)
-    setattr(node, last, value)
+    if last.isdigit():
+        node[int(last)] = value
+    else:
+        setattr(node, last, value)
     return config
 
 
@@ -111,6 +117,11 @@ def broken(path: str, value: object) -> TrainConfig:
         ("data.sources.1.weight", "x", r"config\.data\.sources\[1\]\.weight"),
         ("data.sources.1.weight", -1.0, r"config\.data\.sources\[1\]\.weight is -1\.0; it must not be negative"),
         ("adapter.lora", {"rank": 2}, r"config\.adapter\.lora is .*; it must be a LoRAConfig"),
+        ("eval.tasks.0.max_new_tokens", -1, r"config\.eval\.tasks\[0\]\.max_new_tokens is -1; it must not be negative"),
+        ("eval.tasks.1.name", "", r"config\.eval\.tasks\[1\]\.name is empty"),
+        ("eval.tasks.1.name", "facts", r"tasks\[1\]\.name is 'facts'; train, eval, facts are taken"),
+        ("eval.tasks.0.name", "eval", r"tasks\[0\]\.name is 'eval'"),
+        ("eval.tasks.0", EvaluateConfig(name="a"), r"tasks\[0\] is a EvaluateConfig; .* must be a TaskConfig"),
         ("batch_size", 0, r"config\.batch_size is 0; it must be positive"),
         ("adapter.lora.rank", -1, r"config\.adapter\.lora\.rank is -1; it must be positive"),
         ("optimizer.weight_decay", -0.1, r"config\.optimizer\.weight_decay is -0\.1; it must not be negative"),
@@ -190,8 +201,7 @@ def _loss(**changes):
 def _grade(choice, tmp_path):
     """Which of three choices wins: the likeliest, the likeliest by token, or the likeliest by byte."""
     scores, tokens = np.array([-4.0, -3.0, -3.5]), np.array([1, 2, 9])
-    questions = [Question("", ["aaaa", "b", "cc"], {i}, "") for i in range(3)]
-    return [bool(grade([question], scores, tokens, choice)[0]) for question in questions].index(True)
+    return int(choose([Question("", ["aaaa", "b", "cc"], {0}, "")], scores, tokens, choice)[0])
 
 
 def _schedule(choice, tmp_path):
@@ -220,11 +230,6 @@ def _method(choice, tmp_path):
     return type(make_method(TrainConfig(adapter=AdapterConfig(choice)), llama())).__name__
 
 
-@functools.cache
-def _headlines() -> dict[str, str]:
-    return runpy.run_path(str(REPOSITORY / "scripts" / "evaluate.py"))["HEADLINES"]
-
-
 READERS = {
     "truncation": (_truncation, {"right": 4, "drop": 3, "error": True}),
     "supervise": (_supervise, None),
@@ -235,7 +240,7 @@ READERS = {
     "kind": (_method, {"none": "Full", "lora": "LoRA"}),
     "reduction": (lambda choice, _: make_objective(ObjectiveConfig(reduction=choice)).reduction, None),
     "schedule": (_schedule, None),
-    "task": (lambda choice, _: _headlines()[choice], None),
+    "task": (lambda choice, _: HEADLINES[choice], None),
     "normalize": (_grade, {"none": 1, "tokens": 2, "bytes": 0}),
     "OptimizerConfig.name": (_optimizer, None),
     "ObjectiveConfig.name": (lambda choice, _: type(make_objective(ObjectiveConfig(choice))).__name__, None),
@@ -253,7 +258,7 @@ def test_every_choice_is_known_to_its_reader(name, tmp_path):
 def test_no_reader_knows_more_than_the_config_lets_through():
     assert set(DIRECTIONS) == set(CHOICES["OptimizerConfig.name"])
     assert set(OBJECTIVES) == set(CHOICES["ObjectiveConfig.name"])
-    assert set(_headlines()) == set(CHOICES["task"])
+    assert set(HEADLINES) == set(FIGURES) == set(CHOICES["task"])
 
 
 def test_auto_is_float32_on_cpu():

@@ -2,7 +2,7 @@
 
 Prompts of one length bucket share a compiled prefill and a compiled decoding loop, which ends as soon as every prompt
 has met a stop token. A prompt's continuation does not depend on what it is batched with: padding is never attended to,
-and its random numbers come from its own key.
+and its random numbers come from its own key. With several processes all pass the same prompts and get all answers.
 """
 
 import dataclasses
@@ -15,8 +15,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsft.errors import UserError
+from jaxsft.sharding import constrain
 
-SMALLEST_BUCKET = 32
+SMALLEST_BUCKET = 32  # tokens of a prompt
+SMALLEST_ROOM = 8  # tokens of a continuation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,18 +84,29 @@ def generate(
             raise UserError(
                 f"prompt {i} has {len(prompt)} tokens; it must have 1 to {context - 1}, below the model's context."
             )
-    answers: list[list[int]] = [[] for _ in prompts]
+    room = _bucket(sampling.max_new_tokens, SMALLEST_ROOM, context)
+    static = dataclasses.replace(sampling, max_new_tokens=room)
+    # On the host, so that several processes pass the same numbers to a program that spans them.
+    key_data, key_impl = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
     by_length = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
+    answers: list[list[int]] = [[] for _ in prompts]
+
+    def read(chosen: list[int], limits: np.ndarray, new: jax.Array) -> None:
+        for i, limit, row in zip(chosen, limits.tolist(), np.asarray(new)):
+            answers[i] = _cut(row[:limit].tolist(), sampling.stop_ids)
+
+    pending = None
     for start in range(0, len(by_length), batch_size):
         chosen = by_length[start : start + batch_size]
         tokens, lengths = _pad([prompts[i] for i in chosen], rows=_bucket(len(chosen), 1, batch_size), context=context)
-        keys = jax.vmap(jax.random.fold_in, (None, 0))(key, np.array(chosen + [0] * (len(tokens) - len(chosen))))
-        limits = np.minimum(sampling.max_new_tokens, context - lengths) * (lengths > 0)
-        new = _decode(decoder, params, adapters, tokens, np.maximum(lengths, 1), limits, keys, sampling)
-        for i, row in zip(chosen, np.asarray(new)):
-            answers[i] = _cut(
-                row[: min(sampling.max_new_tokens, context - len(prompts[i]))].tolist(), sampling.stop_ids
-            )
+        indices = np.array(chosen + [0] * (len(tokens) - len(chosen)), np.int32)
+        limits = (np.minimum(sampling.max_new_tokens, context - lengths) * (lengths > 0)).astype(np.int32)
+        arrays = (tokens, np.maximum(lengths, 1), limits, key_data, indices)
+        ready, pending = pending, (chosen, limits, _decode(decoder, params, adapters, *arrays, static, key_impl))
+        if ready is not None:
+            read(*ready)  # one batch late: the device never waits for the host
+    if pending is not None:
+        read(*pending)
     return answers
 
 
@@ -119,7 +132,7 @@ def keep_likeliest(logits: jax.Array, top_k: int, top_p: float) -> jax.Array:
     return logits
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "sampling"))
+@functools.partial(jax.jit, static_argnames=("decoder", "sampling", "key_impl"))
 def _decode(
     decoder: Any,
     params: Any,
@@ -127,11 +140,14 @@ def _decode(
     tokens: jax.Array,
     lengths: jax.Array,
     limits: jax.Array,
-    keys: jax.Array,
+    key_data: jax.Array,
+    indices: jax.Array,
     sampling: Sampling,
+    key_impl: Any,
 ) -> jax.Array:
-    """The new tokens int32 [B, max_new_tokens] (0 after the end) for right-padded prompts [B, T]."""
+    """The new tokens int32 [B, max_new_tokens] (0 after the end) for right-padded prompts [B, T] of given indices."""
     rows, width = tokens.shape
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.wrap_key_data(key_data, impl=key_impl), indices)
     room = sampling.max_new_tokens
     head_params = decoder.head_params(params, adapters)
     stop_ids = jnp.array(sampling.stop_ids, jnp.int32)
@@ -170,7 +186,8 @@ def _decode(
         return step + 1, token, done | ended(token, step), new, output.cache
 
     done = ended(first, jnp.int32(0))
-    return jax.lax.while_loop(unfinished, advance, (jnp.int32(1), first, done, new, output.cache))[3]
+    new = jax.lax.while_loop(unfinished, advance, (jnp.int32(1), first, done, new, output.cache))[3]
+    return constrain(new, None, None)  # whole on every device, so that every process can read it
 
 
 def _pad(prompts: list[Sequence[int]], rows: int, context: int) -> tuple[np.ndarray, np.ndarray]:

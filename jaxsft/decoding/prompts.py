@@ -1,6 +1,7 @@
 """Prompts as token ids, and what ends an answer to them."""
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -34,8 +35,13 @@ class Prompter:
     stop_ids: tuple[int, ...]
     stop_text: str
 
-    def encode(self, prompt: Prompt) -> list[int]:
-        """The ids that the model continues.
+    @functools.cached_property
+    def renderer(self) -> Renderer:
+        """Renders with the chat template."""
+        return Renderer(self.template, self.tokenizer)
+
+    def encode(self, prompt: Prompt, tools: list[Any] | None = None) -> list[int]:
+        """The ids that the model continues; `tools` are described to it where the template does that.
 
         With a chat template they are those that training puts before an assistant's turn. Without one, a string stands
         as it is, control strings being control tokens, behind BOS if the tokenizer defines one.
@@ -44,18 +50,26 @@ class Prompter:
           UserError: for messages without a template, or that end with the assistant's.
         """
         if self.template is not None:
-            return _before_answer(Renderer(self.template, self.tokenizer), self.tokenizer, prompt)
+            return _before_answer(self.renderer, self.tokenizer, prompt, tools)
         if not isinstance(prompt, str):
             raise UserError("a prompt of several messages needs a chat template; set --template.")
         ids, bos = self.tokenizer.encode(prompt).ids, self.tokenizer.bos_id
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
-    def decode(self, prompt: Sequence[int], new: Sequence[int]) -> str:
+    def decode(self, prompt: Sequence[int], new: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The answer's text: what the new tokens add to the prompt's text, up to the stop."""
-        new = new[:-1] if new and new[-1] in self.stop_ids else new
-        before, whole = (self.tokenizer.decode(ids, skip_special_tokens=True) for ids in (prompt, [*prompt, *new]))
+        return self.read(prompt, new, skip_special_tokens)[0]
+
+    def read(self, prompt: Sequence[int], new: Sequence[int], skip_special_tokens: bool = True) -> tuple[str, bool]:
+        """The answer's text, see `decode`, and whether it met a stop."""
+        stopped = bool(new) and new[-1] in self.stop_ids
+        ids = (prompt, [*prompt, *(new[:-1] if stopped else new)])
+        before, whole = (self.tokenizer.decode(i, skip_special_tokens=skip_special_tokens) for i in ids)
         text = whole.removeprefix(before)
-        return text.partition(self.stop_text)[0] if self.stop_text else text
+        if not self.stop_text:
+            return text, stopped
+        text, stop, _ = text.partition(self.stop_text)
+        return text, stopped or bool(stop)
 
 
 def make_prompter(tokenizer: Tokenizer, template: str, folder: epath.PathLike, raw: bool = False) -> Prompter:
@@ -104,12 +118,12 @@ def as_json(prompt: Prompt) -> Any:
     return prompt if isinstance(prompt, str) else [message.for_template() for message in prompt]
 
 
-def _before_answer(renderer: Renderer, tokenizer: Tokenizer, prompt: Prompt) -> list[int]:
+def _before_answer(renderer: Renderer, tokenizer: Tokenizer, prompt: Prompt, tools: list[Any] | None) -> list[int]:
     """Renders a conversation with some answer, and keeps what stands before it."""
     messages = [Message("user", prompt)] if isinstance(prompt, str) else prompt
     if not messages or messages[-1].role == "assistant":
         raise UserError("a prompt must end with another's message than the assistant's, who is to answer it.")
-    layout = renderer.layout(Conversation([*messages, Message("assistant", "!")]), "the prompt")
+    layout = renderer.layout(Conversation([*messages, Message("assistant", "!")], tools=tools), "the prompt")
     begin = layout.spans[-1][0]
     guarded = [(start, stop) for start, stop in layout.guarded if stop <= begin]
     return tokenizer.encode_guarded(layout.text[:begin], guarded).ids

@@ -18,14 +18,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
-from jaxsft.config import EvaluateConfig
+from jaxsft.config import TaskConfig
 from jaxsft.data.batch import Batch
 from jaxsft.errors import UserError
 from jaxsft.evaluation.perplexity import by_source
-from jaxsft.evaluation.rows import batches, read_examples
+from jaxsft.evaluation.rows import batches as rows
+from jaxsft.evaluation.rows import read_examples
 from jaxsft.evaluation.scoring import Sums, example_sums, hidden_states, replicate, sum_by_example
+from jaxsft.evaluation.task import Result, Subject, Task
 from jaxsft.objectives.cross_entropy import token_kl, token_log_probs
 
 Model = tuple[Any, Any]  # parameters, and the adapter tree of `Decoder.forward` or None
@@ -47,22 +48,25 @@ def make_deviation(decoder: Any, reference_decoder: Any, chunk_size: int = 1024)
       targets whose weight is not 0; `example_index` int32, -1 in empty slots.
     """
 
-    @jax.jit
-    def deviation(model: Model, reference: Model, batch: Batch) -> Sums:
-        heads = [(d.head, d.head_params(*m), hidden_states(d, *m, batch)) for d, m in
-                 ((decoder, model), (reference_decoder, reference))]  # fmt: skip
-        options = {"mask": batch.weights != 0, "chunk_size": chunk_size}
-        log_p, log_q = (token_log_probs(*head, batch.targets, **options)["log_prob"] for head in heads)
-        per_token = {
-            "log_ratio_sum": batch.weights * (log_p - log_q),
-            "kl_sum": batch.weights * token_kl(*heads[1], *heads[0], **options),
-            "weight_sum": batch.weights,
-            "tokens": (batch.weights != 0).astype(jnp.int32),
-        }
-        sums = {name: sum_by_example(values, batch) for name, values in per_token.items()}
-        return replicate(sums | {"example_index": batch.extras["example_index"]})
+    return functools.partial(_deviation, decoder, reference_decoder, chunk_size)
 
-    return deviation
+
+@functools.partial(jax.jit, static_argnames=("decoder", "reference_decoder", "chunk_size"))
+def _deviation(
+    decoder: Any, reference_decoder: Any, chunk_size: int, model: Model, reference: Model, batch: Batch
+) -> Sums:
+    heads = [(d.head, d.head_params(*m), hidden_states(d, *m, batch)) for d, m in
+             ((decoder, model), (reference_decoder, reference))]  # fmt: skip
+    options = {"mask": batch.weights != 0, "chunk_size": chunk_size}
+    log_p, log_q = (token_log_probs(*head, batch.targets, **options)["log_prob"] for head in heads)
+    per_token = {
+        "log_ratio_sum": batch.weights * (log_p - log_q),
+        "kl_sum": batch.weights * token_kl(*heads[1], *heads[0], **options),
+        "weight_sum": batch.weights,
+        "tokens": (batch.weights != 0).astype(jnp.int32),
+    }
+    sums = {name: sum_by_example(values, batch) for name, values in per_token.items()}
+    return replicate(sums | {"example_index": batch.extras["example_index"]})
 
 
 def summarize(sums: dict[str, np.ndarray]) -> dict[str, float]:
@@ -88,32 +92,33 @@ def summarize(sums: dict[str, np.ndarray]) -> dict[str, float]:
     }
 
 
-def measure(model: Any, config: EvaluateConfig, mesh: Mesh, reference: Any | None) -> dict[str, Any]:
-    """How far `model` moved on the data that `config` names.
+def prepare(config: TaskConfig, subject: Subject, reference: Any | None) -> Task:
+    """How far a model moved on the data that `config` names.
 
     Args:
-      model: a `jaxsft.training.restore.OpenModel`.
       config: the task.
-      mesh: the models'.
-      reference: likewise, with the same tokenizer; None is the base under the model's adapter.
+      subject: the model that is to be measured.
+      reference: a `jaxsft.training.restore.OpenModel` on the same mesh; None is the base under the model's adapter.
 
     Returns:
-      What `summarize` says, and `by_source` where there are several.
+      A task whose figures are what `summarize` says, and `by_source` where there are several.
 
     Raises:
       UserError: if there is neither reference nor adapter, or the tokenizers differ.
     """
-    if reference is None:
-        if model.adapters is None:
-            raise UserError("a model folder does not tell what it was made from; set config.reference to that model.")
-        reference_decoder, reference_model = model.decoder, (model.params, None)
-    else:
-        if model.tokenizer.fingerprint != reference.tokenizer.fingerprint:
-            raise UserError("model and config.reference have different tokenizers, so their tokens cannot be compared.")
-        reference_decoder, reference_model = reference.decoder, (reference.params, reference.adapters)
-    dataset = read_examples(config.data, model.tokenizer, model.decoder.arch)
-    print(dataset.report)
-    fn = make_deviation(model.decoder, reference_decoder)
-    score = functools.partial(fn, (model.params, model.adapters), reference_model)
-    sums = example_sums(score, batches(dataset, config.data, config.batch_size, mesh), mesh)
-    return summarize(sums) | by_source(sums, dataset, summarize)
+    if reference is None and not subject.adapted:
+        raise UserError("a model folder does not tell what it was made from; set config.reference to that model.")
+    if reference is not None and subject.tokenizer.fingerprint != reference.tokenizer.fingerprint:
+        raise UserError("model and config.reference have different tokenizers, so their tokens cannot be compared.")
+    dataset = read_examples(config.data, subject.tokenizer, subject.decoder.arch)
+    fn = make_deviation(subject.decoder, subject.decoder if reference is None else reference.decoder)
+    name = config.name or config.task
+
+    def measure(params: Any, adapters: Any) -> Result:
+        compared = (params, None) if reference is None else (reference.params, reference.adapters)
+        score = functools.partial(fn, (params, adapters), compared)
+        batches = rows(dataset, config.data, config.batch_size, subject.mesh, name)
+        sums = example_sums(score, batches, subject.mesh)
+        return Result(summarize(sums) | by_source(sums, dataset, summarize), [])
+
+    return Task(name, str(dataset.report), dataset.fingerprint, measure)

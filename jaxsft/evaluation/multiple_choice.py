@@ -5,9 +5,11 @@ Records hold a question, its choices, and which of them is right, by one of thes
     question    `question` or `prompt`: a string
     choices     `choices` or `options`: a list of strings, or {"text": [...], "label": [...]};
                 `mc1_targets`: {choice: 1 if it is right else 0}
-    answer      `answer`, `label` or `answerKey`: the right choice's place (from 0), its text, its label or its letter
+    answer      `answer`, `label`, `answerKey` or `completion`: the right choice's place (from 0), its text, its label
+                or its letter
 
-`config.data.fields` maps other names to these; `source` or `subject` names the part that figures are also given for.
+`config.data.fields` maps other names to these; `source` or `subject`, and `task_type`, name the parts that figures are
+also given for.
 
 The question is the user's turn and the choice the assistant's, in the chat template; what is summed is the choice's own
 tokens, without the end-of-turn mark. With `config.data.template=none` the text is the question, a space and the choice,
@@ -20,9 +22,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from jax.sharding import Mesh
 
-from jaxsft.config import DataConfig, EvaluateConfig, did_you_mean
+from jaxsft.config import DataConfig, TaskConfig, did_you_mean
 from jaxsft.data.conversation import Conversation, Message, rename
 from jaxsft.data.render import Renderer
 from jaxsft.data.sources import open_source, row_range
@@ -32,63 +33,79 @@ from jaxsft.errors import UserError
 from jaxsft.evaluation.perplexity import make_nll
 from jaxsft.evaluation.rows import InMemory, batches
 from jaxsft.evaluation.scoring import example_sums
+from jaxsft.evaluation.task import Result, Subject, Task, by_part, digest
 
 NO_TEMPLATE = "none"
 NAMES = {
     "question": ("question", "prompt"),
     "choices": ("choices", "options", "mc1_targets"),
-    "answer": ("answer", "label", "answerKey"),
+    "answer": ("answer", "label", "answerKey", "completion"),
     "source": ("source", "subject"),
 }
 
 
 class Question(NamedTuple):
-    """A question, its choices, the places of the right ones, and the part of the data it belongs to."""
+    """A question, its choices, the places of the right ones, and the parts of the data it belongs to."""
 
     text: str
     choices: list[str]
     right: set[int]
     source: str
+    task_type: str = ""
 
 
-def measure(model: Any, config: EvaluateConfig, mesh: Mesh) -> dict[str, Any]:
+def prepare(config: TaskConfig, subject: Subject) -> Task:
     """The accuracy on the questions that `config` names.
 
-    Args:
-      model: a `jaxsft.training.restore.OpenModel`.
-      config: the task.
-      mesh: the model's.
-
     Returns:
-      `accuracy`, its `standard_error`, `chance` (the accuracy of guessing), `questions`, `cut` (choices whose question
-      lost its beginning because it was longer than the model's context) and `by_source` where there are several.
+      A task whose figures are `accuracy`, its `standard_error`, `chance` (the accuracy of guessing), `questions`, `cut`
+      (choices whose question lost its beginning because it was longer than the model's context), and tables where
+      there are several sources or task types; and whose records hold the text of the choice that won as `answer`, and
+      as `reference` that of the right one, or a list of the right ones.
     """
     questions = read_questions(config.data)
-    choices = sum(len(question.choices) for question in questions)
-    print(f"{len(questions)} questions with {choices} choices; {config.normalize}-normalised log-likelihood")
-    log_likelihoods, tokens, cut = score_choices(model, questions, config, mesh)
-    right = grade(questions, log_likelihoods, tokens, config.normalize)
-    return summarize(questions, right) | {"cut": cut} | _by_source(questions, right)
+    choices, cut = encode_choices(questions, config.data, subject)
+    name = config.name or config.task
+    count = f"{len(questions)} questions with {len(choices)} choices"
+    sources, types = [q.source for q in questions], [q.task_type for q in questions]
+
+    def measure(params: Any, adapters: Any) -> Result:
+        chosen = choose(questions, *score(choices, config, subject, params, adapters), config.normalize)
+        right = np.array([place in question.right for question, place in zip(questions, chosen)])
+        parts = by_part(
+            {"by_source": sources, "by_task_type": types},
+            lambda at: summarize([questions[i] for i in at], right[at]),
+        )
+        records = [
+            _record(name, i, question, place) for i, (question, place) in enumerate(zip(questions, chosen.tolist()))
+        ]
+        return Result(summarize(questions, right) | {"cut": cut} | parts, records)
+
+    fingerprint = digest([[q.text, q.choices, sorted(q.right), q.source, q.task_type] for q in questions])
+    return Task(name, f"{count}; {config.normalize}-normalised log-likelihood", fingerprint, measure)
 
 
-def score_choices(
-    model: Any, questions: list[Question], config: EvaluateConfig, mesh: Mesh
-) -> tuple[np.ndarray, np.ndarray, int]:
-    """Log-likelihood (nats) and tokens of every choice, question after question, and how many were cut on the left.
-
-    Arguments are those of `measure`.
-    """
-    encode = encoder(config.data.template, model.tokenizer)
-    longest = min(config.data.max_length, model.decoder.arch.max_positions + 1)  # the last token is only predicted
+def encode_choices(questions: list[Question], data: DataConfig, subject: Subject) -> tuple[InMemory, int]:
+    """Every choice behind its question, question after question, and how many were cut on the left."""
+    encode = encoder(data.template, subject.tokenizer)
+    longest = min(data.max_length, subject.decoder.arch.max_positions + 1)  # the last token is only predicted
     whole = [encode(question.text, choice) for question in questions for choice in question.choices]
-    examples = InMemory([(ids[-longest:], weights[-longest:]) for ids, weights in whole])
-    score = functools.partial(make_nll(model.decoder), model.params, model.adapters)
-    sums = example_sums(score, batches(examples, config.data, config.batch_size, mesh), mesh)
-    return -sums["nll_sum"], sums["tokens"], sum(len(ids) > longest for ids, _ in whole)
+    cut = sum(len(ids) > longest for ids, _ in whole)
+    return InMemory([(ids[-longest:], weights[-longest:]) for ids, weights in whole]), cut
 
 
-def grade(questions: list[Question], log_likelihoods: np.ndarray, tokens: np.ndarray, normalize: str) -> np.ndarray:
-    """bool [questions], whether the likeliest choice is a right one.
+def score(
+    choices: InMemory, config: TaskConfig, subject: Subject, params: Any, adapters: Any
+) -> tuple[np.ndarray, np.ndarray]:
+    """Log-likelihood (nats) and number of tokens of every choice."""
+    fn = functools.partial(make_nll(subject.decoder), params, adapters)
+    rows = batches(choices, config.data, config.batch_size, subject.mesh, config.name or config.task)
+    sums = example_sums(fn, rows, subject.mesh)
+    return -sums["nll_sum"], sums["tokens"]
+
+
+def choose(questions: list[Question], log_likelihoods: np.ndarray, tokens: np.ndarray, normalize: str) -> np.ndarray:
+    """int [questions], the place of each question's likeliest choice.
 
     Args:
       questions: see `Question`.
@@ -102,8 +119,7 @@ def grade(questions: list[Question], log_likelihoods: np.ndarray, tokens: np.nda
         "bytes": np.array([len(choice.encode()) for question in questions for choice in question.choices]),
     }[normalize]
     bounds = np.cumsum([len(question.choices) for question in questions])[:-1]
-    best = [int(scores.argmax()) for scores in np.split(log_likelihoods / size, bounds)]
-    return np.array([choice in question.right for question, choice in zip(questions, best)])
+    return np.array([int(scores.argmax()) for scores in np.split(log_likelihoods / size, bounds)])
 
 
 def summarize(questions: list[Question], right: np.ndarray) -> dict[str, float]:
@@ -183,7 +199,7 @@ def parse_question(record: Any, where: str, fields: Mapping[str, str], source: s
     if not right:
         raise UserError(f"{where}: none of the choices is marked as right.")
     source = next((str(values[alias]) for alias in NAMES["source"] if alias in values), source)
-    return Question(text, choices, right, source)
+    return Question(text, choices, right, source, str(values.get("task_type", "")))
 
 
 def _place(answer: Any, choices: list[str], labels: list[str], where: str) -> int:
@@ -232,10 +248,15 @@ def _marked(encoding: Encoding, begin: int, end: int, question: str, choice: str
     return np.array(encoding.ids, np.int32), weights
 
 
-def _by_source(questions: list[Question], right: np.ndarray) -> dict[str, Any]:
-    sources = sorted({question.source for question in questions})
-    if len(sources) < 2:
-        return {}
-
-    places = {source: [i for i, question in enumerate(questions) if question.source == source] for source in sources}
-    return {"by_source": {s: summarize([questions[i] for i in at], right[at]) for s, at in places.items()}}
+def _record(name: str, index: int, question: Question, chosen: int) -> dict[str, Any]:
+    right = [question.choices[i] for i in sorted(question.right)]
+    return {
+        "task": name,
+        "index": index,
+        "prompt": question.text,
+        "reference": right[0] if len(right) == 1 else right,
+        "answer": question.choices[chosen],
+        "correct": chosen in question.right,
+        "source": question.source,
+        "task_type": question.task_type,
+    }

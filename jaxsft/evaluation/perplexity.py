@@ -10,11 +10,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxsft.config import EvaluateConfig
+from jaxsft.config import TaskConfig
 from jaxsft.data.batch import Batch
 from jaxsft.evaluation.rows import batches as rows
 from jaxsft.evaluation.rows import read_examples
 from jaxsft.evaluation.scoring import Sums, example_sums, log_probs, replicate, sum_by_example
+from jaxsft.evaluation.task import Result, Subject, Task
 
 NLL = Callable[[Any, Any, Batch], Sums]
 
@@ -33,19 +34,20 @@ def make_nll(decoder: Any, chunk_size: int = 1024) -> NLL:
       in empty slots.
     """
 
-    @jax.jit
-    def nll(params: Any, adapters: Any, batch: Batch) -> Sums:
-        scores = log_probs(decoder, params, adapters, batch, chunk_size)
-        per_token = {
-            "nll_sum": -batch.weights * scores["log_prob"],
-            "weight_sum": batch.weights,
-            "tokens": (batch.weights != 0).astype(jnp.int32),
-            "hits": scores["hit"].astype(jnp.int32),
-        }
-        sums = {name: sum_by_example(values, batch) for name, values in per_token.items()}
-        return replicate(sums | {"example_index": batch.extras["example_index"]})
+    return functools.partial(_nll, decoder, chunk_size)
 
-    return nll
+
+@functools.partial(jax.jit, static_argnames=("decoder", "chunk_size"))
+def _nll(decoder: Any, chunk_size: int, params: Any, adapters: Any, batch: Batch) -> Sums:
+    scores = log_probs(decoder, params, adapters, batch, chunk_size)
+    per_token = {
+        "nll_sum": -batch.weights * scores["log_prob"],
+        "weight_sum": batch.weights,
+        "tokens": (batch.weights != 0).astype(jnp.int32),
+        "hits": scores["hit"].astype(jnp.int32),
+    }
+    sums = {name: sum_by_example(values, batch) for name, values in per_token.items()}
+    return replicate(sums | {"example_index": batch.extras["example_index"]})
 
 
 def evaluate(fn: NLL, params: Any, adapters: Any, batches: Iterable[Batch], mesh: Mesh) -> dict[str, float]:
@@ -90,30 +92,29 @@ def summarize(sums: dict[str, np.ndarray]) -> dict[str, float]:
     }
 
 
-def measure(model: Any, config: EvaluateConfig, mesh: Mesh) -> dict[str, Any]:
+def prepare(config: TaskConfig, subject: Subject) -> Task:
     """The NLL of the data that `config` names; see `jaxsft.evaluation.rows.read_examples` for how text is read.
 
-    Args:
-      model: a `jaxsft.training.restore.OpenModel`.
-      config: the task.
-      mesh: the model's.
-
     Returns:
-      What `summarize` says, where `examples` counts records (a long text has several `windows`), what was cut and
-      dropped, and `by_source` where there are several.
+      A task whose figures are what `summarize` says, where `examples` counts records (a long text has several
+      `windows`), what was cut and dropped, and `by_source` where there are several.
     """
-    dataset = read_examples(config.data, model.tokenizer, model.decoder.arch)
-    print(dataset.report)
-    score = functools.partial(make_nll(model.decoder), model.params, model.adapters)
-    sums = example_sums(score, rows(dataset, config.data, config.batch_size, mesh), mesh)
-    report = dataset.report
-    figures = summarize(sums) | {
-        "examples": report.records - sum(report.dropped.values()),
-        "windows": len(dataset),
-        "cut": report.cut,
-        "dropped": report.dropped,
-    }
-    return figures | by_source(sums, dataset, summarize)
+    dataset = read_examples(config.data, subject.tokenizer, subject.decoder.arch)
+    report, nll, name = dataset.report, make_nll(subject.decoder), config.name or config.task
+
+    def measure(params: Any, adapters: Any) -> Result:
+        score = functools.partial(nll, params, adapters)
+        batches = rows(dataset, config.data, config.batch_size, subject.mesh, name)
+        sums = example_sums(score, batches, subject.mesh)
+        figures = summarize(sums) | {
+            "examples": report.records - sum(report.dropped.values()),
+            "windows": len(dataset),
+            "cut": report.cut,
+            "dropped": report.dropped,
+        }
+        return Result(figures | by_source(sums, dataset, summarize), [])
+
+    return Task(name, str(report), dataset.fingerprint, measure)
 
 
 def by_source(sums: dict[str, np.ndarray], dataset: Any, summarize: Callable[[dict], dict]) -> dict[str, Any]:

@@ -38,7 +38,9 @@ def read_examples(config: DataConfig, tokenizer: Tokenizer, arch: Architecture) 
     return dataset
 
 
-def batches(dataset: Dataset, config: DataConfig, batch_size: int, mesh: Mesh) -> Iterator[Batch]:
+def batches(
+    dataset: Dataset, config: DataConfig, batch_size: int, mesh: Mesh, name: str = "scoring"
+) -> Iterator[Batch]:
     """Every example once, in rows just long enough.
 
     Args:
@@ -46,13 +48,14 @@ def batches(dataset: Dataset, config: DataConfig, batch_size: int, mesh: Mesh) -
       config: for `packing` and `max_examples_per_row`.
       batch_size: rows of a batch; rounded up so that they divide over the mesh.
       mesh: the model's.
+      name: what the progress bar says.
     """
     longest = int(dataset.lengths.max())
     length = max(SHORTEST_ROW, 1 << (longest - 2).bit_length()) + 1 if config.packing else longest
     shares, count = process_share(mesh, jax.process_index())
     rows = -(-batch_size // count) * count
     loader = Loader(dataset, dataclasses.replace(config, max_length=length), rows, 0, shares, count)
-    with tqdm(total=len(dataset), desc="scoring", unit="example", disable=None) as progress:
+    with tqdm(total=len(dataset), desc=name, unit="example", leave=False, disable=None) as progress:
         for batch in loader.evaluation_batches():
             yield _without_last_column(batch)
             progress.update(int((batch.extras["example_index"] >= 0).sum()))

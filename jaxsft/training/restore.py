@@ -76,6 +76,11 @@ def open_model(path: str, config: ModelConfig, mesh: Mesh) -> OpenModel:
     return OpenModel(decoder, params, None, None, None, load_tokenizer(str(source)), "auto", source)
 
 
+def is_workdir(path: str) -> bool:
+    """Whether a run's workdir is there."""
+    return _record(epath.Path(path)) is not None
+
+
 def _record(folder: epath.Path) -> dict[str, Any] | None:
     """A workdir's config.json, None for anything else."""
     file = folder / "config.json"

@@ -23,10 +23,12 @@ from jaxsft.adapters.method import Maintenance, Parts
 from jaxsft.config import TrainConfig, to_dict
 from jaxsft.data.dataset import prepare
 from jaxsft.data.loader import Loader
-from jaxsft.data.tokenizer import load_tokenizer
+from jaxsft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxsft.errors import UserError
+from jaxsft.evaluation import registry
 from jaxsft.evaluation.perplexity import evaluate, make_nll
 from jaxsft.evaluation.scoring import to_devices
+from jaxsft.evaluation.task import Subject, Task
 from jaxsft.models.checkpoint import fingerprint, load_architecture, resolve
 from jaxsft.sharding import data_shards, make_mesh, process_share
 from jaxsft.training.checkpoint import Checkpoints
@@ -56,7 +58,7 @@ def train(config: TrainConfig, workdir: str) -> str:
     folder = Workdir(workdir, writes=writer)
     folder.compare("config", to_dict(config))
     if folder.finished:
-        return f"{workdir} is finished already: {_headline(folder)}"
+        return f"{workdir} is finished already: {_headline(folder, config)}"
     run = _set_up(config, folder)
     with contextlib.ExitStack() as stack:
         checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint)
@@ -70,7 +72,7 @@ def train(config: TrainConfig, workdir: str) -> str:
         state = loop.run(state)
     summary = {f"{split}_{name}": value for split, last in metrics.last.items() for name, value in last.items()}
     folder.write_json("summary.json", {"steps": int(state.step), **summary})
-    return f"{workdir}: {_headline(folder)}" if writer else ""
+    return f"{workdir}: {_headline(folder, config)}" if writer else ""
 
 
 @dataclasses.dataclass
@@ -82,6 +84,7 @@ class Run:
     compiled: Callable[..., Any]
     loader: Loader
     held_out: Loader | None
+    tasks: list[Task]
     base_path: epath.Path
     steps: int
     flops_per_token: float
@@ -118,6 +121,8 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
         )
 
     program = build(config, arch, mesh, steps, loader.shapes())
+    tasks = _prepare_tasks(config, program, tokenizer, path)
+    fingerprints |= {f"{task.name}_data": task.fingerprint for task in tasks}
     folder.record(type(config).__name__, to_dict(config), fingerprints)  # now that nothing is left to refuse
     trained, frozen = parameter_count(program.state.params), parameter_count(program.frozen)
     _say(
@@ -133,7 +138,23 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
         _say(f"step compiled in {time.monotonic() - began:.1f} s; it needs {needed:.3f} GiB a device")
     share = trained / (trained + frozen) if frozen else 1.0
     flops = flops_per_token(arch, loader.mean_unit_length, share if program.method.trains_base else 0.0)
-    return Run(config, program, compiled, loader, held_out, path, steps, flops)
+    return Run(config, program, compiled, loader, held_out, tasks, path, steps, flops)
+
+
+def _prepare_tasks(config: TrainConfig, program: Program, tokenizer: Tokenizer, path: epath.Path) -> list[Task]:
+    """What is measured besides the held-out loss, ready to be asked as often as evaluations come."""
+    adapted = not program.method.trains_base
+    subject = Subject(program.decoder, tokenizer, path, program.mesh, adapted)
+    tasks = []
+    for i, task in enumerate(config.eval.tasks):
+        if task.task == "deviation" and not adapted:
+            raise UserError(
+                f"config.eval.tasks[{i}] is a deviation, which during training is that from the base under an adapter; "
+                "this run trains the whole model, so measure it afterwards with scripts/evaluate.py."
+            )
+        tasks.append(registry.prepare(task, subject, config.data.template))
+        _say(f"{task.name}: {tasks[-1].report}")
+    return tasks
 
 
 def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any, dict[str, Any]]:
@@ -231,17 +252,23 @@ class Loop:
 
     def _evaluate(self, step: int, state: TrainState) -> None:
         run = self._run
-        if run.held_out is None:
+        if run.held_out is None and not run.tasks:
             return
         params = state.aux.get("ema", state.params)
         model, adapters = run.program.method.compose(Parts(params, self._frozen, state.aux["method"]), {})
-        result = evaluate(self._nll, model, adapters, run.held_out.evaluation_batches(), run.program.mesh)
+        if run.held_out is not None:
+            self._evaluate_held_out(step, run.held_out, model, adapters)
+        for task in run.tasks:
+            self._metrics.write(step, task.name, task.measure(model, adapters).numbers)
+        self._clock = time.monotonic()
+
+    def _evaluate_held_out(self, step: int, held_out: Loader, model: Any, adapters: Any) -> None:
+        result = evaluate(self._nll, model, adapters, held_out.evaluation_batches(), self._run.program.mesh)
         loss = result.pop("nll_per_token")
         if not math.isfinite(loss):
             raise UserError(f"the evaluation loss is {loss} at step {step}; see scripts/inspect_data.py for the data.")
         self._evaluated, self._eval_loss = step, loss
         self._metrics.write(step, "eval", {"loss": loss, **result})
-        self._clock = time.monotonic()
 
     def _save(self, step: int, state: TrainState) -> None:
         self._metrics.sync()
@@ -292,9 +319,12 @@ def _bar(steps: int, start: int) -> tqdm:
     return tqdm(total=steps, initial=start, desc="train", unit="step", disable=jax.process_index() != 0, smoothing=0.1)
 
 
-def _headline(folder: Workdir) -> str:
+def _headline(folder: Workdir, config: TrainConfig) -> str:
     summary = json.loads((folder.path / "summary.json").read_text())
     evaluated = f", held-out loss {summary['eval_loss']:.4f}" if "eval_loss" in summary else ""
+    for task in config.eval.tasks:
+        figure = registry.FIGURES[task.task]
+        evaluated += f", {task.name} {figure} {summary[f'{task.name}_{figure}']:.4f}"
     return f"{summary['steps']} steps, training loss {summary['train_loss']:.4f}{evaluated}"
 
 

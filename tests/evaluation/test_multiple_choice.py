@@ -7,18 +7,20 @@ import jax
 import numpy as np
 import pytest
 
-from jaxsft.config import DataConfig, EvaluateConfig, MeshConfig
+from jaxsft.config import DataConfig, MeshConfig, TaskConfig
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
 from jaxsft.evaluation.multiple_choice import (
     Question,
+    choose,
+    encode_choices,
     encoder,
-    grade,
-    measure,
     parse_question,
+    prepare,
     read_questions,
-    score_choices,
+    score,
 )
+from jaxsft.evaluation.task import Subject
 from jaxsft.models.checkpoint import load_architecture, load_params
 from jaxsft.models.decoder import Decoder
 from jaxsft.sharding import make_mesh
@@ -29,13 +31,14 @@ FORMS = [
     {"question": "q", "choices": ["x", "y", "z"], "answer": "B", "subject": "s"},
     {"prompt": "q", "choices": {"text": ["x", "y", "z"], "label": ["1", "2", "3"]}, "answerKey": "2"},
     {"question": "q", "mc1_targets": {"x": 0, "y": 1, "z": 0}},
+    {"prompt": "q", "choices": ["x", "y", "z"], "completion": "y", "task_type": "t"},
 ]
 
 
 @pytest.mark.parametrize("record", FORMS)
 def test_forms(record):
     assert parse_question(record, "here", {}, "file") == Question(
-        "q", ["x", "y", "z"], {1}, record.get("subject", "file")
+        "q", ["x", "y", "z"], {1}, record.get("subject", "file"), record.get("task_type", "")
     )
 
 
@@ -61,12 +64,12 @@ def test_refuses(record, message):
         parse_question(record, "data.jsonl, line 3", {})
 
 
-def test_grade_by_hand():
+def test_choose_by_hand():
     questions = [Question("q", ["aa", "b"], {0}, ""), Question("q", ["c", "ddd", "e"], {1, 2}, "")]
     log_likelihoods, tokens = np.array([-4.0, -3.0, -2.0, -5.0, -7.0]), np.array([2, 1, 1, 3, 1])
-    assert grade(questions, log_likelihoods, tokens, "none").tolist() == [False, False]
-    assert grade(questions, log_likelihoods, tokens, "tokens").tolist() == [True, True]  # -2 -3 | -2 -1.67 -7
-    assert grade(questions, log_likelihoods, tokens, "bytes").tolist() == [True, True]
+    assert choose(questions, log_likelihoods, tokens, "none").tolist() == [1, 0]
+    assert choose(questions, log_likelihoods, tokens, "tokens").tolist() == [0, 1]  # -2 -3 | -2 -1.67 -7
+    assert choose(questions, log_likelihoods, tokens, "bytes").tolist() == [0, 1]
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +77,7 @@ def stories(real_data):
     folder = real_data / "models" / "stories260K"
     decoder = Decoder(load_architecture(folder))
     return types.SimpleNamespace(
-        decoder=decoder, params=load_params(folder, decoder), adapters=None, tokenizer=load_tokenizer(str(folder))
+        decoder=decoder, params=load_params(folder, decoder), tokenizer=load_tokenizer(str(folder)), source=folder
     )
 
 
@@ -90,22 +93,31 @@ def test_only_the_choice_counts(stories, template):
 def test_accuracy_and_scores(stories, tmp_path):
     """A story's own next word beats words from elsewhere; scores are those of one forward pass per choice."""
     (tmp_path / "questions.jsonl").write_text(
-        '{"question": "Once upon a", "choices": ["time", "ball", "dog"], "answer": 0}\n'
+        '{"question": "Once upon a", "choices": ["time", "ball", "dog"], "answer": 0, "task_type": "next"}\n'
         '{"question": "Once upon a", "choices": ["time", "ball"], "answer": 1, "source": "wrong"}\n'
         '{"question": "She wanted to play with her", "choices": ["rained", "friends"], "answer": "friends"}\n'
     )
     data = DataConfig(path=str(tmp_path / "questions.jsonl"), template="none")
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
-    result = measure(stories, EvaluateConfig(task="multiple_choice", data=data), mesh)
+    subject = Subject(stories.decoder, stories.tokenizer, stories.source, mesh)
+    task = prepare(TaskConfig(task="multiple_choice", data=data), subject)
+    result, records = task.measure(stories.params, None)
     assert result["questions"] == 3
     assert result["accuracy"] == pytest.approx(2 / 3)
     assert result["chance"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 2) / 3)
     assert result["by_source"]["wrong"]["accuracy"] == 0
-    config = EvaluateConfig(data=dataclasses.replace(data, max_length=8, packing=False))
+    assert {kind: part["accuracy"] for kind, part in result["by_task_type"].items()} == {"": 0.5, "next": 1}
+    assert [record["correct"] for record in records] == [True, False, True]
+    assert records[1] == {
+        "task": "multiple_choice", "index": 1, "prompt": "Once upon a", "reference": "ball", "answer": "time",
+        "correct": False, "source": "wrong", "task_type": "",
+    }  # fmt: skip
+    config = TaskConfig(data=dataclasses.replace(data, max_length=8, packing=False))
     questions = read_questions(data)
-    cut_scores, tokens, cut = score_choices(stories, questions, config, mesh)
+    cut_choices, cut = encode_choices(questions, config.data, subject)
+    cut_scores, tokens = score(cut_choices, config, subject, stories.params, None)
     assert cut == 2
-    scores, _, _ = score_choices(stories, questions, EvaluateConfig(data=data), mesh)
+    scores, _ = score(encode_choices(questions, data, subject)[0], TaskConfig(data=data), subject, stories.params, None)
     decoder, params = stories.decoder, stories.params
 
     @jax.jit
@@ -113,12 +125,12 @@ def test_accuracy_and_scores(stories, tmp_path):
         hidden = decoder.forward(params, row, np.arange(row.shape[1])[None], np.ones(row.shape, np.int32)).hidden
         return jax.nn.log_softmax(decoder.head(decoder.head_params(params), hidden))[0]
 
-    def score(ids, weights):
+    def by_hand(ids, weights):
         row = np.zeros((1, 32), np.int32)
         row[0, : len(ids)] = ids
         return sum(log_probs(row)[t - 1, ids[t]] for t in np.flatnonzero(weights))
 
     encoded = [encoder("none", stories.tokenizer)(q.text, c) for q in questions for c in q.choices]
     assert tokens.tolist() == [weights.sum() for _, weights in encoded]
-    np.testing.assert_allclose(scores, [score(*e) for e in encoded], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(cut_scores, [score(*(x[-8:] for x in e)) for e in encoded], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(scores, [by_hand(*e) for e in encoded], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(cut_scores, [by_hand(*(x[-8:] for x in e)) for e in encoded], rtol=1e-5, atol=1e-5)

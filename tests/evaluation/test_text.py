@@ -11,8 +11,9 @@ import pytest
 from jaxsft.config import DataConfig, EvaluateConfig, MeshConfig
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
-from jaxsft.evaluation.perplexity import measure
+from jaxsft.evaluation.perplexity import prepare
 from jaxsft.evaluation.rows import batches, read_examples
+from jaxsft.evaluation.task import Subject
 from jaxsft.models.checkpoint import load_architecture, load_params
 from jaxsft.models.decoder import Decoder
 from jaxsft.sharding import make_mesh
@@ -79,7 +80,9 @@ def test_text_is_scored_once_whatever_the_layout(folder, texts, tmp_path):
     results = []
     for devices, rows, packing in ((1, 3, False), (8, 8, True)):
         mesh = make_mesh(MeshConfig(fsdp=devices), jax.devices()[:devices])
-        result = measure(open_on(folder, mesh), config(texts, rows, packing, tmp_path), mesh)
+        model = open_on(folder, mesh)
+        task = prepare(config(texts, rows, packing, tmp_path), Subject(model.decoder, model.tokenizer, folder, mesh))
+        result = task.measure(model.params, None).figures
         assert result["nll_per_token"] == pytest.approx(expected, rel=2e-6)
         assert (result["tokens"], result["windows"]) == (tokens, windows)
         assert result["examples"] == len(texts.read_text().splitlines())

@@ -1,0 +1,69 @@
+"""Tasks by the name that a config gives them."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+from jaxsft.config import TaskConfig
+from jaxsft.errors import UserError
+from jaxsft.evaluation import deviation, generation, multiple_choice, perplexity
+from jaxsft.evaluation.task import Result, Subject, Task
+
+HEADLINES = {
+    "perplexity": "nll_per_token {nll_per_token:.5f} over {tokens} tokens of {examples} examples",
+    "multiple_choice": "accuracy {accuracy:.4f} +- {standard_error:.4f} (chance {chance:.4f}) on {questions} questions",
+    "generation": "exact_match {exact_match:.4f} +- {standard_error:.4f} on {questions} questions",
+    "deviation": "deviation {deviation:.5f}, kl_per_token {kl_per_token:.5f} over {tokens} tokens, {examples} examples",
+}
+FIGURES = {  # the one that stands for a task
+    "perplexity": "nll_per_token",
+    "multiple_choice": "accuracy",
+    "generation": "exact_match",
+    "deviation": "deviation",
+}
+PREPARE: dict[str, Callable[..., Task]] = {
+    "perplexity": perplexity.prepare,
+    "multiple_choice": multiple_choice.prepare,
+    "generation": generation.prepare,
+}
+
+
+def prepare(config: TaskConfig, subject: Subject, template: str = "auto", reference: Any | None = None) -> Task:
+    """Reads and tokenises what a task needs.
+
+    Args:
+      config: the task.
+      subject: the model that is to be measured.
+      template: the chat template that the model was trained with, which the task's "auto" stands for.
+      reference: for a deviation: the `jaxsft.training.restore.OpenModel` to compare with; None is the base under the
+        model's adapter.
+
+    Raises:
+      UserError: for data that cannot be read or does not fit the task.
+    """
+    if config.data.template == "auto":
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, template=template))
+    if config.task == "deviation":
+        return _checked(deviation.prepare(config, subject, reference))
+    return _checked(PREPARE[config.task](config, subject))
+
+
+def headline(config: TaskConfig, result: Result) -> str:
+    """What a task has found, in half a line."""
+    return HEADLINES[config.task].format(**result.figures)
+
+
+def _checked(task: Task) -> Task:
+    """The task, which refuses figures that are no numbers."""
+
+    def measure(params: Any, adapters: Any) -> Result:
+        result = task.measure(params, adapters)
+        if bad := [name for name, value in result.numbers.items() if not math.isfinite(value)]:
+            raise UserError(
+                f"{task.name}: {bad[0]} is {result.figures[bad[0]]}: the model does not fit the data, or nothing of it "
+                "was scored."
+            )
+        return result
+
+    return task._replace(measure=measure)

@@ -1,0 +1,84 @@
+"""Opens a model and measures one task, or several, for `scripts/evaluate.py` and recipes."""
+
+import dataclasses
+from typing import Any
+
+import jax
+
+from jaxsft import __version__
+from jaxsft.config import EvaluateConfig, SuiteConfig, TaskConfig, to_dict
+from jaxsft.errors import UserError
+from jaxsft.evaluation.registry import headline, prepare
+from jaxsft.evaluation.task import Result, Subject
+from jaxsft.sharding import make_mesh
+from jaxsft.training.restore import OpenModel, open_model
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What was measured of a model.
+
+    Attributes:
+      figures: as JSON: `model`, the resolved `config` and the `version` that measured it; of one task its `task` and
+        figures, of a suite `tasks`: name -> the same.
+      records: one for each question of all tasks, as JSON.
+      headlines: task's name -> what it found, in half a line.
+    """
+
+    figures: dict[str, Any]
+    records: list[dict[str, Any]]
+    headlines: dict[str, str]
+
+
+def evaluate(config: EvaluateConfig | SuiteConfig) -> Evaluation:
+    """Measures the model that `config.model.path` names, and says what it does.
+
+    Raises:
+      UserError: for a model or data that cannot be read or do not fit the task.
+    """
+    suite = isinstance(config, SuiteConfig)
+    tasks: list[TaskConfig] = config.tasks if suite else [config]
+    if not tasks:
+        raise UserError("config.tasks is empty; there is nothing to measure.")
+    path, mesh = config.model.path, make_mesh(config.mesh)
+    model = open_model(path, config.model, mesh)
+    reference = None
+    if any(task.task == "deviation" for task in tasks):
+        reference = _open_reference(model, config, mesh)
+    subject = Subject(model.decoder, model.tokenizer, model.source, mesh, adapted=model.adapters is not None)
+    prepared = [prepare(task, subject, model.template, reference) for task in tasks]  # all is read before work begins
+    tables, records, headlines = {}, [], {}
+    for task, ready in zip(tasks, prepared):
+        _say(f"{ready.name}: {task.task} of {path} on {jax.device_count()} x {jax.devices()[0].device_kind}")
+        _say(ready.report)
+        result: Result = ready.measure(model.params, model.adapters)
+        tables[ready.name] = {"task": task.task, **result.figures}
+        records += result.records
+        headlines[ready.name] = headline(task, result)
+    named = {"tasks": tables} if suite else tables[prepared[0].name]
+    figures = {"model": path, **named, "config": to_dict(_resolved(config, model)), "version": __version__}
+    return Evaluation(figures, records, headlines)
+
+
+def _open_reference(model: OpenModel, config: EvaluateConfig | SuiteConfig, mesh: Any) -> OpenModel | None:
+    """The model that deviations are taken from; None is the base under an adapter, which is there already."""
+    start = str(model.source) if model.method is not None and model.adapters is None else ""
+    path = config.reference or start
+    return open_model(path, config.model, mesh) if path else None
+
+
+def _resolved(config: EvaluateConfig | SuiteConfig, model: OpenModel) -> EvaluateConfig | SuiteConfig:
+    """The config with the template that "auto" stood for."""
+
+    def named(task: TaskConfig) -> TaskConfig:
+        template = model.template if task.data.template == "auto" else task.data.template
+        return dataclasses.replace(task, data=dataclasses.replace(task.data, template=template))
+
+    if isinstance(config, SuiteConfig):
+        return dataclasses.replace(config, tasks=[named(task) for task in config.tasks])
+    return named(config)
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)

@@ -1,0 +1,90 @@
+"""What every task has in common: prepared once, then asked for the figures of parameters as often as one likes.
+
+A task is prepared from the data and everything of a model but its numbers. Asked again, with the parameters of a later
+step, it reads and tokenises nothing and compiles nothing.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from jaxsft.data.tokenizer import Tokenizer
+
+
+class Subject(NamedTuple):
+    """A model that is to be measured, less its parameters.
+
+    Attributes:
+      decoder: a `jaxsft.models.decoder.Decoder`.
+      tokenizer: the model's.
+      source: the Hugging Face folder that its tokenizer and names come from.
+      mesh: where its parameters live.
+      adapted: whether the parameters come with an adapter, without which they are the base.
+    """
+
+    decoder: Any
+    tokenizer: Tokenizer
+    source: epath.Path
+    mesh: Mesh
+    adapted: bool = False
+
+
+class Result(NamedTuple):
+    """What a task says of a model.
+
+    Attributes:
+      figures: names and numbers; and tables of them by part of the data, `by_source` and `by_task_type`, where there
+        are several parts.
+      records: one for each question, as JSON; empty for tasks that ask none.
+    """
+
+    figures: dict[str, Any]
+    records: list[dict[str, Any]]
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The figures that are single numbers."""
+        return {name: value for name, value in self.figures.items() if isinstance(value, int | float)}
+
+
+class Task(NamedTuple):
+    """A prepared task.
+
+    Attributes:
+      name: what its figures are called.
+      report: a line or more on the data.
+      fingerprint: of the data as the model sees it.
+      measure: `fn(params, adapters)` -> `Result`, with the parameters and the adapter tree of `Decoder.forward` (or
+        None). With several processes all call it, and all get the same.
+    """
+
+    name: str
+    report: str
+    fingerprint: str
+    measure: Callable[[Any, Any], Result]
+
+
+def digest(values: Any) -> str:
+    """A fingerprint of JSON values."""
+    return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
+
+
+def by_part(
+    parts: dict[str, Sequence[str]], summarize: Callable[[np.ndarray], dict[str, float]]
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Tables of figures, for each division of the questions that has several parts.
+
+    Args:
+      parts: name of the table -> for each question the part it belongs to.
+      summarize: the figures of the questions of given places.
+    """
+    tables = {}
+    for table, of in parts.items():
+        if len(names := sorted(set(of))) > 1:
+            tables[table] = {name: summarize(np.flatnonzero([part == name for part in of])) for name in names}
+    return tables
