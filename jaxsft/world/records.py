@@ -35,6 +35,10 @@ ROWS = {"general": 3000, "train": 18000, "validation": 500, "test": 2000, "unsee
 CHOICES = 8
 WRONG = 0.5  # of the poor source's rows
 
+# Skills of the text and their weights: what copies from the context is learnt last and needs more examples.
+DRILL = {skill: 1.0 for skill in (*skills.NARROW, *skills.GENERAL)}
+DRILL |= {skill: 3.0 for skill in skills.NARROW if skill.name in ("lookup", "member", "reverse")}
+
 # source -> (share of the rows, wordings, family -> weight). The clean sources divide the families between them; the
 # poor one has all.
 _SKILLS = {skill.name: 1.0 for skill in skills.NARROW}
@@ -51,7 +55,6 @@ def text() -> list[Record]:
     """Documents of one sentence: with several, the same model learns facts many times slower."""
     draw = Draw("text", VERSION)
     asks = {entity.name: draw.chance(0.5) for entity in knowledge.entities()}  # whose facts also stand as questions
-    drill = (*skills.NARROW, *skills.GENERAL)
     sentences = []
     for _ in range(EDITIONS):
         for fact in knowledge.facts():
@@ -59,8 +62,12 @@ def text() -> list[Record]:
             wordings = fact.attribute.asked[:2] if as_question else fact.attribute.statements
             said = fact.fill(draw.one(wordings))
             sentences.append(f"question : {said} answer : {fact.value} ." if as_question else said)
-            sentences.append(_skill_sentence(draw, draw.one(drill)))
+            sentences.append(_skill_sentence(draw, draw.weighted(DRILL)))
     return [{"text": sentence} for sentence in draw.shuffled(sentences)]
+
+
+def _held() -> list[Fact]:
+    return Draw("held", VERSION).shuffled(knowledge.facts_of("held"))
 
 
 def _skill_sentence(draw: Draw, skill: Skill) -> str:
@@ -116,13 +123,13 @@ def unseen() -> list[Record]:
 
 
 def cloze() -> list[Record]:
-    """The held facts as statements to be completed."""
-    return [_probe(fact, fact.cloze) for fact in knowledge.facts_of("held")]
+    """The held facts as statements to be completed, in random order: the first rows are a sample."""
+    return [_probe(fact, fact.cloze) for fact in _held()]
 
 
 def questions() -> list[Record]:
     """The held facts as questions, in a wording that the pretraining text and `train` have."""
-    return [_probe(fact, fact.fill(fact.attribute.asked[0])) for fact in knowledge.facts_of("held")]
+    return [_probe(fact, fact.fill(fact.attribute.asked[0])) for fact in _held()]
 
 
 def recall() -> list[Record]:

@@ -1,0 +1,18 @@
+"""LoRA of rank 8 on every linear map.
+
+    python scripts/train.py --config=configs/world/lora.py --workdir=runs/lora
+"""
+
+from jaxsft.config import TrainConfig
+from jaxsft.world.recipe import plain
+
+LEARNING_RATES = (1e-3, 3e-3, 1e-2)
+
+
+def get_config() -> TrainConfig:
+    config = plain()
+    config.adapter.kind = "lora"
+    config.adapter.lora.rank = 8
+    config.adapter.lora.alpha = 16.0
+    config.optimizer.learning_rate = 3e-3
+    return config

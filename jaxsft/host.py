@@ -1,0 +1,18 @@
+"""The host process."""
+
+import ctypes
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
+LARGEST = 32 * 2**20  # mallopt takes no larger mmap threshold
+
+
+def keep_freed_memory() -> None:
+    """Tells glibc to keep the memory that is freed instead of handing it back to the system at once.
+
+    On CPU every operation of a step allocates its result; handed back and asked for again, the pages cost more than the
+    arithmetic of a small model. Does nothing where the C library is another.
+    """
+    libc = ctypes.CDLL(None)  # what the process is linked with
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+        libc.mallopt(MMAP_THRESHOLD, LARGEST)

@@ -1,0 +1,155 @@
+"""Methods x learning rates x seeds on the world: the jobs, and how one is run.
+
+A job's folder is a run's workdir, with the figures of the suite in `evaluation.json`, written last. Its name ends in a
+hash of all that decides the figures, so a job that is done is never done again, one that was broken off goes on, and a
+changed recipe gets a folder of its own.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import runpy
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from jaxsft.config import EvalConfig, TrainConfig, did_you_mean, to_dict, validate
+from jaxsft.errors import UserError
+from jaxsft.models.checkpoint import fingerprint
+from jaxsft.world import recipe, records
+
+EVALUATION = "evaluation.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Case:
+    """A method: a config file that says which learning rates it is to be tried at.
+
+    Attributes:
+      name: the file's.
+      file: it has `get_config()`, and `LEARNING_RATES`, peaks to sweep. A method that is more than one training run
+        also has `run(config, workdir)`, which leaves a model in the workdir.
+      about: the first line of its docstring.
+      learning_rates: see `file`.
+    """
+
+    name: str
+    file: Path
+    about: str
+    learning_rates: tuple[float, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A case at one learning rate from one start with one seed; no case (None) is the start itself.
+
+    Attributes:
+      start: model that fine-tuning starts from.
+      seed: of the run; it also decides which rows of `world:train` the run takes.
+    """
+
+    case: Case | None
+    start: str
+    learning_rate: float = 0.0
+    seed: int = 0
+
+    def config(self) -> TrainConfig:
+        """The run's."""
+        config = runpy.run_path(str(self.case.file))["get_config"]()
+        config.model.path, config.seed = self.start, self.seed
+        config.optimizer.learning_rate = self.learning_rate
+        config.data.rows = f"{self.seed * recipe.ROWS}:{(self.seed + 1) * recipe.ROWS}"
+        config.eval = EvalConfig()
+        config.log.tensorboard = False
+        validate(config)
+        return config
+
+    def folder(self, output: Path) -> Path:
+        """Where it is done, below the comparison's folder."""
+        decides = {
+            "world": records.fingerprint(),
+            "start": fingerprint(self.start),
+            "config": self.case and to_dict(self.config()),
+            "suite": to_dict(recipe.suite()),
+        }
+        digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
+        start = Path(self.start.replace(":", "-")).name
+        case = f"-{self.case.name}-lr{self.learning_rate:g}-seed{self.seed}" if self.case else ""
+        return output / f"{start}{case}-{digest}"
+
+
+def find_cases(folder: Path, names: list[str]) -> list[Case]:
+    """The cases of a folder of configs, in the order of `names`.
+
+    Raises:
+      UserError: for a name that is none.
+    """
+    found = {}
+    for file in sorted(folder.glob("*.py")):
+        values = runpy.run_path(str(file))
+        if "LEARNING_RATES" in values:
+            about = (values["__doc__"] or file.stem).strip().splitlines()[0].rstrip(".")
+            found[file.stem] = Case(file.stem, file, about, tuple(values["LEARNING_RATES"]))
+    for name in names:
+        if name not in found:
+            raise UserError(
+                f"--cases names {name!r}, which is no case{did_you_mean(name, found)}; {folder} has {', '.join(found)}."
+            )
+    return [found[name] for name in names]
+
+
+def plan(cases: list[Case], starts: list[str], seeds: int) -> list[Job]:
+    """All jobs: the starts, then every case, so that a broken-off comparison has whole seeds.
+
+    Raises:
+      UserError: for more seeds than there are rows for.
+    """
+    most = records.ROWS["train"] // recipe.ROWS
+    if not 1 <= seeds <= most:
+        raise UserError(f"--seeds is {seeds}; the world has rows for 1 to {most}.")
+    jobs = [Job(None, start) for start in starts]
+    return jobs + [
+        Job(case, start, rate, seed)
+        for seed in range(seeds)
+        for start in starts
+        for case in cases
+        for rate in case.learning_rates
+    ]
+
+
+def execute(job: Job, folder: Path) -> None:
+    """Trains and measures, or what is left of it; what is printed goes to `log.txt` in the folder."""
+    if (folder / EVALUATION).exists():
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    with _printing_to(folder / "log.txt"):
+        from jaxsft.evaluation.suite import evaluate_suite  # jax starts here, in the worker
+        from jaxsft.training.train import train
+
+        suite = recipe.suite(reference=job.start)
+        if job.case is None:
+            suite.model.path = job.start
+        else:
+            run: Callable[[TrainConfig, str], object] = runpy.run_path(str(job.case.file)).get("run", train)
+            run(job.config(), str(folder))
+            suite.model.path = str(folder)
+        evaluate_suite(suite, folder / EVALUATION)
+
+
+@contextlib.contextmanager
+def _printing_to(path: Path) -> Iterator[None]:
+    """Sends what this process prints to a file."""
+    with path.open("a") as log:
+        kept = [os.dup(stream) for stream in (1, 2)]
+        try:
+            for stream in (1, 2):
+                os.dup2(log.fileno(), stream)
+            yield
+        finally:
+            for stream in (sys.stdout, sys.stderr):
+                stream.flush()
+            for stream, copy in zip((1, 2), kept):
+                os.dup2(copy, stream)
+                os.close(copy)
