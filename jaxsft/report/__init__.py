@@ -1,0 +1,1 @@
+"""One HTML page from any set of runs: what was learnt, what was forgotten, question by question."""
