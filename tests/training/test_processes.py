@@ -1,5 +1,6 @@
-"""Two real processes of four fake devices each: the losses of one process, also after one of them was killed."""
+"""Two real processes of four fake devices each: the losses of one process, also after one was killed or stopped."""
 
+import signal
 import socket
 import subprocess
 import time
@@ -59,6 +60,20 @@ def test_losses_of_one_process_through_a_kill(command, tmp_path, kind):
     for one, two in zip(lines(tmp_path / "alone"), lines(workdir), strict=True):
         assert (one["step"], one["split"]) == (two["step"], two["split"])
         np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-5)
+
+
+def test_sigterm_to_one_process_stops_both_at_the_same_step(command, tmp_path):
+    workdir, log = tmp_path / "run", tmp_path / "log"
+    overrides = "mesh.fsdp=4", "mesh.tensor=2", "steps=1000", "eval.every=0", "checkpoint.every=0"
+    processes = _start(command(workdir, *overrides), log)
+    began = time.monotonic()
+    while not (workdir / "metrics.jsonl").exists() or len(lines(workdir)) < 4:
+        assert time.monotonic() - began < 200 and processes[0].poll() is None, _logs(log)
+        time.sleep(0.02)
+    processes[1].send_signal(signal.SIGTERM)
+    assert [process.wait(timeout=120) for process in processes] == [143, 143], _logs(log)
+    (saved,) = (workdir / "checkpoints").iterdir()
+    assert lines(workdir)[-1]["step"] == int(saved.name) < 1000
 
 
 def _logs(log):
