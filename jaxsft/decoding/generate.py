@@ -7,7 +7,7 @@ and its random numbers come from its own key. With several processes all pass th
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -88,7 +88,6 @@ def generate(
     static = dataclasses.replace(sampling, max_new_tokens=room)
     # On the host, so that several processes pass the same numbers to a program that spans them.
     key_data, key_impl = np.asarray(jax.random.key_data(key)), jax.random.key_impl(key)
-    by_length = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), i))
     answers: list[list[int]] = [[] for _ in prompts]
 
     def read(chosen: list[int], limits: np.ndarray, new: jax.Array) -> None:
@@ -96,8 +95,7 @@ def generate(
             answers[i] = _cut(row[:limit].tolist(), sampling.stop_ids)
 
     pending = None
-    for start in range(0, len(by_length), batch_size):
-        chosen = by_length[start : start + batch_size]
+    for chosen in _batches([len(prompt) for prompt in prompts], batch_size, context):
         tokens, lengths = _pad([prompts[i] for i in chosen], rows=_bucket(len(chosen), 1, batch_size), context=context)
         indices = np.array(chosen + [0] * (len(tokens) - len(chosen)), np.int32)
         limits = (np.minimum(sampling.max_new_tokens, context - lengths) * (lengths > 0)).astype(np.int32)
@@ -188,6 +186,22 @@ def _decode(
     done = ended(first, jnp.int32(0))
     new = jax.lax.while_loop(unfinished, advance, (jnp.int32(1), first, done, new, output.cache))[3]
     return constrain(new, None, None)  # whole on every device, so that every process can read it
+
+
+def _batches(lengths: list[int], batch_size: int, context: int) -> Iterator[list[int]]:
+    """Indices of prompts to decode together, from short to long.
+
+    A few long prompts would make the many of a batch as wide as they are. So a batch ends where the bucket changes,
+    unless that would leave it less than half full: then one more program would cost more than the padding.
+    """
+    bucket = [_bucket(length, SMALLEST_BUCKET, context) for length in lengths]
+    order = sorted(range(len(lengths)), key=lambda i: (lengths[i], i))
+    while order:
+        chosen = order[:batch_size]
+        while len(shorter := [i for i in chosen if bucket[i] < bucket[chosen[-1]]]) > batch_size // 2:
+            chosen = shorter
+        order = order[len(chosen) :]
+        yield chosen
 
 
 def _pad(prompts: list[Sequence[int]], rows: int, context: int) -> tuple[np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from jaxsft.config import MeshConfig
-from jaxsft.decoding.generate import Sampling, choose, generate, keep_likeliest
+from jaxsft.decoding.generate import Sampling, _batches, choose, generate, keep_likeliest
 from jaxsft.errors import UserError
 from jaxsft.models.checkpoint import load_architecture, load_params
 from jaxsft.models.decoder import Decoder
@@ -104,6 +104,22 @@ def test_samples_do_not_depend_on_the_batch():
     assert generate(Chain(), params, None, prompts, sampling, KEY, batch_size=2) == whole
     assert whole != generate(Chain(), params, None, prompts, sampling, jax.random.key(5))
     assert len({tuple(w) for w in generate(Chain(), params, None, [[1]] * 5, sampling, KEY)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("lengths", "expected"),
+    [
+        ([5, 40, 70], [3]),  # too few for programs of their own
+        ([5] * 9 + [40] * 2 + [100], [8, 4]),
+        ([5] * 5 + [40] * 6 + [100], [5, 6, 1]),  # no short prompt is padded to a longer one's width
+        ([5] * 6 + [40] + [100] * 2, [6, 3]),
+    ],
+)
+def test_long_prompts_do_not_widen_a_batch_of_short_ones(lengths, expected):
+    batches = list(_batches(lengths[::-1], 8, 128))
+    assert [len(batch) for batch in batches] == expected
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    assert [lengths[::-1][i] for batch in batches for i in batch] == sorted(lengths)
 
 
 @pytest.fixture(scope="module")
