@@ -15,6 +15,7 @@ from jaxsft.report.ink import BEFORE, Ink
 from jaxsft.report.labels import Box, along, beside, stacked, text_width
 
 SIZE = 12.0  # of texts
+MARGIN = 16  # around a plot that is a file of its own
 
 XY = tuple[float, float]
 
@@ -136,6 +137,7 @@ def trade_off(
         parts.append(_point(frame, point))
         x, y = frame.x(point.x), frame.y(point.y)
         taken.append((x - 7, y - 7, x + 7, y + 7))
+        taken += _bars(frame, point)
         taken += [(frame.x(a) - 3, frame.y(b) - 3, frame.x(a) + 3, frame.y(b) + 3) for a, b in point.singles]
     bounds = (frame.box[0] - 4, frame.box[1] - 10, width - 2.0, frame.box[3] - 2)
     if before:
@@ -145,12 +147,12 @@ def trade_off(
         taken.append(label.box)
         parts.append(_text(label.text, label.x, label.y, label.anchor, "label", BEFORE))
     for point in points:
-        label = beside(point.label, frame.x(point.x), frame.y(point.y), SIZE, taken, bounds)
+        label = beside(shortened(point.label, 24), frame.x(point.x), frame.y(point.y), SIZE, taken, bounds)
         taken.append(label.box)
         parts.append(_text(label.text, label.x, label.y, label.anchor, "label", point.ink))
     for path in paths:
         x, y = _middle([(frame.x(x), frame.y(y)) for x, y in path.points])
-        label = beside(path.label, x, y, SIZE + 1, taken, bounds, gap=11)
+        label = beside(shortened(path.label, 24), x, y, SIZE + 1, taken, bounds, gap=11)
         taken.append(label.box)
         parts.append(_text(label.text, label.x, label.y, label.anchor, "label family", path.ink))
     return _svg(parts, size, title)
@@ -187,7 +189,7 @@ def lines(
         (low, high if high > low else low + 1),
         padded([y for c in curves for _, y in c.points], y_axis.share),
     )
-    parts = [_axes(frame, Axis(x_label), y_axis, size, x_ticks=4, y_ticks=4)]
+    parts = [_axes(frame, Axis(x_label), y_axis, size, small=True)]
     for curve in sorted(curves, key=lambda c: not c.thin):
         parts.append(_polyline(frame, curve, "thin" if curve.thin else "line"))
     ends = [frame.y(c.points[-1][1]) for c in named]
@@ -195,7 +197,7 @@ def lines(
         x = frame.x(curve.points[-1][0])
         leader = f'<path class="leader" d="M{x + 3:.1f} {end:.1f}L{frame.box[2] + 8:.1f} {place:.1f}"/>'
         text = _text(
-            _short(curve.label), frame.box[2] + 10, place + SIZE * 0.32, "start", "label end", curve.ink, curve.label
+            shortened(curve.label), frame.box[2] + 10, place + SIZE * 0.32, "start", "label end", curve.ink, curve.label
         )
         parts.append(leader + text)
     return _svg(parts, size, y_axis.label)
@@ -203,14 +205,18 @@ def lines(
 
 def label_room(labels: Sequence[str]) -> float:
     """The width that `lines` needs for these names."""
-    return max((text_width(_short(label), SIZE - 1) for label in labels), default=0) + 14
+    return max((text_width(shortened(label), SIZE - 1) for label in labels), default=0) + 14
 
 
 def standalone(svg: str) -> str:
     """The plot as a file of its own, on its own paper, that needs nothing else."""
     style = resources.files("jaxsft.report").joinpath("chart.css").read_text(encoding="utf-8")
     head, _, rest = svg.partition(">")
-    return f'{head}><style>{style}</style><rect class="paper" width="100%" height="100%"/>{rest}\n'
+    width, height = (int(size) for size in head.split('viewBox="0 0 ')[1].split('"')[0].split())
+    box = f'"{-MARGIN} {-MARGIN} {width + 2 * MARGIN} {height + 2 * MARGIN}"'
+    size = f'width="{width + 2 * MARGIN}" height="{height + 2 * MARGIN}"'
+    head = head.replace(f'viewBox="0 0 {width} {height}"', f"viewBox={box} {size}")
+    return f'{head}><style>{style}</style><rect class="paper" x="{-MARGIN}" y="{-MARGIN}" {size}/>{rest}\n'
 
 
 def nice_ticks(low: float, high: float, count: int) -> list[float]:
@@ -233,10 +239,10 @@ def padded(values: Sequence[float], share: bool) -> XY:
     return (max(low, -0.03), min(high, 1.04)) if share else (low, high)
 
 
-def _axes(frame: Frame, x_axis: Axis, y_axis: Axis, size: tuple[int, int], x_ticks: int = 7, y_ticks: int = 6) -> str:
+def _axes(frame: Frame, x_axis: Axis, y_axis: Axis, size: tuple[int, int], small: bool = False) -> str:
     left, _, right, bottom = frame.box
-    x_ticks = min(x_ticks, max(int((right - left) / 60), 2))
-    xs, ys = nice_ticks(*frame.x_range, x_ticks), nice_ticks(*frame.y_range, y_ticks)
+    x_ticks = min(4 if small else 7, max(int((right - left) / 60), 2))
+    xs, ys = nice_ticks(*frame.x_range, x_ticks), nice_ticks(*frame.y_range, 4 if small else 6)
     parts = ['<g class="axes">']
     for value in ys:
         y = frame.y(value)
@@ -247,12 +253,18 @@ def _axes(frame: Frame, x_axis: Axis, y_axis: Axis, size: tuple[int, int], x_tic
         x = frame.x(value)
         parts.append(f'<path class="base" d="M{x:.1f} {bottom:.1f}v4"/>')
         parts.append(_text(_tick(value, xs, x_axis.share), x, bottom + 4 + SIZE, "middle", "tick"))
-    parts.append(_text(y_axis.label + (", %" if y_axis.share else ""), 2, SIZE + 1, "start", "title"))
-    if len(x_axis.label) > 5:
-        parts.append(_text(x_axis.label + (", %" if x_axis.share else ""), right, size[1] - 7, "end", "title"))
-    else:
+    parts.append(_title(y_axis, 2, SIZE + 1, "start", size[0]))
+    if small:
         parts.append(_text(x_axis.label, left, bottom + 5 + 2 * SIZE, "start", "tick"))
+    else:
+        parts.append(_title(x_axis, right, size[1] - 7, "end", size[0]))
     return "".join([*parts, "</g>"])
+
+
+def _title(axis: Axis, x: float, y: float, anchor: str, width: int) -> str:
+    unit = ", %" if axis.share else ""
+    most = int((width - 10) / text_width("m", SIZE * 1.1)) - len(unit)
+    return _text(shortened(axis.label, most) + unit, x, y, anchor, "title", full=axis.label)
 
 
 def _better(frame: Frame, x_axis: Axis, y_axis: Axis) -> str:
@@ -287,6 +299,12 @@ def _point(frame: Frame, point: Point) -> str:
                      f'V{frame.y(point.y + point.y_error):.1f}"/>')  # fmt: skip
     parts += [f'<circle class="single" cx="{frame.x(a):.1f}" cy="{frame.y(b):.1f}" r="2.4"/>' for a, b in point.singles]
     return "".join([*parts, marker(point.ink.marker, x, y, 5), "</g>"])
+
+
+def _bars(frame: Frame, point: Point) -> list[Box]:
+    x, y = frame.x(point.x), frame.y(point.y)
+    across, up = frame.x(point.x + (point.x_error or 0)) - x, y - frame.y(point.y + (point.y_error or 0))
+    return [(x - across, y - 2, x + across, y + 2), (x - 2, y - up, x + 2, y + up)]
 
 
 def _described(point: Point) -> str:
@@ -350,5 +368,6 @@ def _tick(value: float, ticks: Sequence[float], share: bool) -> str:
     return f"{value:,.{digits}f}".replace(",", "\u202f").replace("-", "\u2212")
 
 
-def _short(label: str, most: int = 15) -> str:
+def shortened(label: str, most: int = 15) -> str:
+    """At most so many characters."""
     return label if len(label) <= most else label[: most - 1] + "…"

@@ -77,6 +77,10 @@ def test_standalone_is_a_file_of_its_own():
     root = ElementTree.fromstring(text)
     assert root.tag == f"{SVG}svg" and root.find(f"{SVG}style").text.count("--paper") >= 2
     assert "a & b" in [t.text for t in root.iter(f"{SVG}text")]
+    paper = root.find(f"{SVG}rect")
+    assert [float(paper.get(k)) for k in ("x", "y", "width", "height")] == [
+        float(v) for v in root.get("viewBox").split()
+    ]
     assert text.count("http") == 1, "the namespace alone"
 
 

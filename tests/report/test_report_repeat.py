@@ -28,6 +28,7 @@ NESTED = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:the load_module:DeprecationWarning")  # of config_flags
 @pytest.mark.parametrize("changes", [{}, ODD, NESTED, {"optimizer.no_decay": ()}])
 def test_a_command_gives_back_its_config(tmp_path, monkeypatch, changes):
     run = Run("run", "runs/a run", made.config(**changes))
