@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -40,7 +41,7 @@ from jaxsft.models.decoder import Decoder
 from jaxsft.objectives.registry import OBJECTIVES, make_objective
 from jaxsft.sharding import make_mesh
 from jaxsft.training.optimizer import DIRECTIONS, make_optimizer, make_schedule
-from jaxsft.training.program import dtypes, make_method
+from jaxsft.training.program import Program, dtypes, make_method
 from tests.data.conftest import make_tokenizer
 from tests.tiny import llama
 
@@ -128,7 +129,7 @@ def broken(path: str, value: object) -> TrainConfig:
         ("optimizer.learning_rate", float("nan"), r"config\.optimizer\.learning_rate is nan"),
         ("optimizer.name", "adamm", r"config\.optimizer\.name is 'adamm'; choose one of .*did you mean 'adamw'"),
         ("optimizer.schedule", "", r"config\.optimizer\.schedule is ''; choose one of cosine, linear"),
-        ("objective.name", "adamw", r"config\.objective\.name is 'adamw'; choose one of sft"),
+        ("objective.name", "adamw", r"config\.objective\.name is 'adamw'; choose one of .*sft"),
         ("model.dtype", "bf16", r"config\.model\.dtype is 'bf16'; .*'bfloat16'"),
     ],
 )
@@ -230,9 +231,25 @@ def _method(choice, tmp_path):
     return type(make_method(TrainConfig(adapter=AdapterConfig(choice)), llama())).__name__
 
 
+def _init(choice, tmp_path):
+    """Whether a run looks for weights, in a folder that has none."""
+    program = types.SimpleNamespace(
+        config=TrainConfig(model=ModelConfig(init=choice)),
+        random_base=lambda: "drawn",
+        decoder=Decoder(llama()),
+        mesh=None,
+        base_dtype=jnp.float32,
+    )
+    try:
+        return Program.load_base(program, tmp_path)
+    except UserError as error:
+        return f"sought: {'safetensors' in str(error)}"
+
+
 READERS = {
     "truncation": (_truncation, {"right": 4, "drop": 3, "error": True}),
     "supervise": (_supervise, None),
+    "init": (_init, {"pretrained": "sought: True", "random": "drawn"}),
     "dtype": (_dtypes("dtype"), {"auto": "autobfloat16", "float32": "float32", "bfloat16": "bfloat16"}),
     "param_dtype": (_dtypes("param_dtype"), {"auto": "autobfloat16", "float32": "float32", "bfloat16": "bfloat16"}),
     "remat": (lambda choice, _: _loss(remat=choice), None),
