@@ -32,10 +32,11 @@ def main() -> str:
         raise UserError("--runs is missing; name workdirs, as in --runs runs/base runs/full.")
     if not OUTPUT.value:
         raise UserError("--output is missing; name an HTML file.")
-    print(f"reading {len(RUNS.value)} folders")
+    count = f"{len(RUNS.value)} folder{'s' if len(RUNS.value) > 1 else ''}"
+    print(f"reading {count}")
     html = page.build(RUNS.value, LEARNT.value, KEPT.value, BEFORE.value, QUESTIONS.value, SAMPLES.value)
     write_text(OUTPUT.value, html)
-    return f"{OUTPUT.value}: a page of {len(html) / 1024:.0f} KiB about {len(RUNS.value)} folders"
+    return f"{OUTPUT.value}: a page of {len(html) / 1024:.0f} KiB about {count}"
 
 
 def spread_runs(arguments: list[str]) -> list[str]:

@@ -109,7 +109,7 @@ def trade_off(
       points: the runs.
       x_axis: what is learnt.
       y_axis: what is kept.
-      paths: lines that join points, labelled in their middle.
+      paths: lines that join points, labelled in their middle; thin ones are ways through the plot.
       before: the model that training started from; lines through it part the plot in gained and lost.
       size: of the drawing, in its own units; a page scales it.
       title: for readers who hear the plot.
@@ -118,7 +118,8 @@ def trade_off(
       An `<svg>` element.
     """
     width, height = size
-    spots = [(p.x, p.y) for p in points] + ([before] if before else []) + [s for p in points for s in p.singles]
+    spots = [(p.x, p.y) for p in points] + ([before] if before else [])
+    spots += [spot for point in points for spot in point.singles] + [spot for path in paths for spot in path.points]
     bars = [(p.x + k * (p.x_error or 0), p.y + k * (p.y_error or 0)) for p in points for k in (-1, 1)]
     frame = Frame(
         (46, 34, width - 16, height - 44),
@@ -130,7 +131,7 @@ def trade_off(
     if before:
         parts.append(_cross(frame, before))
     for path in paths:
-        parts.append(_polyline(frame, path, "path"))
+        parts.append(_polyline(frame, path, "way" if path.thin else "path"))
         places = [(frame.x(x), frame.y(y)) for x, y in path.points]
         taken += [box for (a, b), (c, d) in itertools.pairwise(places) for box in along(a, b, c, d)]
     for point in points:
@@ -150,7 +151,7 @@ def trade_off(
         label = beside(shortened(point.label, 24), frame.x(point.x), frame.y(point.y), SIZE, taken, bounds)
         taken.append(label.box)
         parts.append(_text(label.text, label.x, label.y, label.anchor, "label", point.ink))
-    for path in paths:
+    for path in (p for p in paths if p.label):
         x, y = _middle([(frame.x(x), frame.y(y)) for x, y in path.points])
         label = beside(shortened(path.label, 24), x, y, SIZE + 1, taken, bounds, gap=11)
         taken.append(label.box)

@@ -5,11 +5,12 @@ import statistics
 from jaxsft.report import charts
 from jaxsft.report.charts import Axis, Line, Point
 from jaxsft.report.figures import SECOND, Metric, headline, metric
-from jaxsft.report.groups import family_name, frontier, label
+from jaxsft.report.groups import Group, family_name, frontier, label
 from jaxsft.report.ink import ink
 from jaxsft.report.read import LOSS_SPLITS, Series
 from jaxsft.report.story import Story
 
+MOST_WAYS = 4  # groups whose way while training the trade-off shows; more would be a tangle
 MOST_POINTS = 90  # of a training curve, which is averaged over bins of steps
 
 
@@ -36,6 +37,8 @@ def trade_off(story: Story, size: tuple[int, int]) -> str:
         if len(members) > 1:
             name = family_name(story.groups, family)
             paths.append(Line([places[id(g)] for g in members], name, ink(family)))
+    if len(places) <= MOST_WAYS:
+        paths += [way for group in story.groups if (way := _way(story, group, x_kind.key, y_kind.key))]
     before = None
     if story.before:
         start = story.before.figure(story.learnt, x_kind.key), story.before.figure(story.kept, y_kind.key)
@@ -45,6 +48,16 @@ def trade_off(story: Story, size: tuple[int, int]) -> str:
         _axis(f"Kept: {y_kind.label} on {story.kept}", y_kind),
     )
     return charts.trade_off(points, *axes, paths, before, size)
+
+
+def _way(story: Story, group: Group, x_key: str, y_key: str) -> Line | None:
+    """The way of a group through the plot while it was trained, where both tasks were measured at the same steps."""
+    both = [group.curves(story.learnt, x_key), group.curves(story.kept, y_key)]
+    if not all(both):
+        return None
+    x, y = (dict(mean_of(series)) for series in both)
+    steps = sorted(x.keys() & y.keys())
+    return Line([(x[s], y[s]) for s in steps], "", story.ink(group), thin=True) if len(steps) > 1 else None
 
 
 def curves(story: Story) -> list[str]:

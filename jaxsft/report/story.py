@@ -1,6 +1,7 @@
 """What the page says: its tasks, its verdict, its tables, as plain values for the template."""
 
 import dataclasses
+import math
 from typing import Any
 
 from jaxsft.report.figures import MISSING, SECOND, Metric, difference, metric, rate, write
@@ -101,6 +102,10 @@ def verdict(story: Story) -> list[dict[str, Any]]:
             continue
         sign = -1 if kind.higher_is_better is False else 1
         best = max(measured, key=lambda g: sign * g.figure(task, kind.key).value)
+        figures = {group.name: group.figure(task, kind.key) for group in measured}
+        near = [name for name, figure in figures.items() if name != best.name and _tied(figure, figures[best.name])]
+        if near:
+            role += f" ({near[0] if len(near) == 1 else f'{len(near)} others'} within a standard error)"
         if all(clause["name"] != best.name for clause in clauses):
             clauses.append({"name": best.name, "ink": story.ink(best), "role": role, "moves": _moves(story, best)})
     if not clauses:
@@ -114,6 +119,11 @@ def verdict(story: Story) -> list[dict[str, Any]]:
         for clause in clauses:
             clause["role"] = ""
     return clauses
+
+
+def _tied(one: Estimate, other: Estimate) -> bool:
+    """Whether the difference is below its standard error."""
+    return abs(one.value - other.value) <= math.hypot(one.error or 0.0, other.error or 0.0)
 
 
 def _moves(story: Story, group: Group) -> list[dict[str, str]]:

@@ -214,6 +214,33 @@ def test_a_run_without_evaluation_gives_its_last_figures(tmp_path):
     assert "evaluation.jsonl" in text, "what is missing for lost and won is said"
 
 
+def test_the_way_there_is_drawn_for_few_runs(tmp_path):
+    paths = []
+    for i in range(5):
+        run = made.train_record(tmp_path / f"run{i}", epochs=i + 1.0)
+        made.metrics(
+            run,
+            [
+                {"step": s, "split": t, "accuracy": a}
+                for s in (0, 1)
+                for t, a in (("seen", 0.5 * s), ("cloze", 1 - 0.5 * s))
+            ],
+        )
+        paths.append(str(run))
+    assert page.build(paths[:2]).count('class="way"') == 2 * 2, "each in the wide plot and the narrow one"
+    assert 'class="way"' not in page.build(paths), "five would be a tangle"
+
+
+def test_what_is_within_the_error_is_said(tmp_path):
+    paths = [str(made.evaluation(tmp_path / "base", made.seen_and_cloze(0.0, 1.0)))]
+    for name, seen in (("full", 0.50), ("lora", 0.52)):  # two errors of 0.02 make one of 0.028 for the difference
+        run = made.train_record(tmp_path / name, epochs=1.0 + seen)
+        paths.append(str(made.evaluation(run, made.seen_and_cloze(seen, seen))))
+    assert "lora learns most (full within a standard error)" in squeezed(Page(page.build(paths)).text)
+    made.evaluation(tmp_path / "full", made.seen_and_cloze(0.49, 0.4))
+    assert "within a standard error" not in squeezed(Page(page.build(paths)).text)
+
+
 def test_losses_alone_make_a_page(tmp_path):
     run = made.train_record(tmp_path / "run")
     made.metrics(run, [{"step": s, "split": "eval", "loss": 4.0 - s} for s in (0, 1)])
