@@ -14,6 +14,16 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 NLL = ["evaluate", "--config=configs/eval/perplexity.py"]
 
 
+SUITE = """
+from jaxsft.config import DataConfig, SuiteConfig, TaskConfig
+
+def get_config():
+    data = lambda: DataConfig(path={asked!r}, template="plain", cache_dir={cache!r})
+    kinds = {{"likelihood": "perplexity", "written": "generation", "chosen": "multiple_choice"}}
+    return SuiteConfig(tasks=[TaskConfig(name, task, data()) for name, task in kinds.items()])
+"""
+
+
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """name -> (exit status, stdout, stderr) of commands that run side by side; and the folder they ran in."""
@@ -28,8 +38,12 @@ def runs(tmp_path_factory):
     (here / "prompts.jsonl").write_text('{"prompt": "Hello"}\n')
     sampling = ["--temperature=1", "--top_k=40", "--top_p=0.9", "--max_new_tokens=5", "--seed=1", "--batch_size=4"]
     cache = f"--config.data.cache_dir={here / 'cache'}"
+    (here / "asked.jsonl").write_text('{"prompt": "Hello", "completion": "world", "choices": ["world", "moon"]}\n')
+    (here / "suite.py").write_text(SUITE.format(asked=str(here / "asked.jsonl"), cache=str(here / "cache")))
     commands = {
         "evaluate": [*NLL, model, text, out, cache],
+        "suite": ["evaluate", f"--config={here / 'suite.py'}", model, f"--output={here / 'suite.json'}"],
+        "no output": [*NLL, model, text, cache],
         "no file": [*NLL, model, "--config.data.path=nowhere.jsonl", out, cache],
         "no model": [*NLL, "--model=/nowhere/at/all", text, out, cache],
         "generate": [
@@ -67,6 +81,27 @@ def test_evaluate_writes_figures(runs):
     )
 
 
+def test_suite_writes_figures_and_answers(runs):
+    here, results = runs
+    status, stdout, stderr = results["suite"]
+    assert status == 0, stderr
+    figures = json.loads((here / "suite.json").read_text())
+    assert {name: part["task"] for name, part in figures["tasks"].items()} == {
+        "likelihood": "perplexity", "written": "generation", "chosen": "multiple_choice",
+    }  # fmt: skip
+    assert figures["tasks"]["likelihood"]["tokens"] == len("world") + 1
+    assert figures["tasks"]["written"]["questions"] == 1
+    assert [task["name"] for task in figures["config"]["tasks"]] == list(figures["tasks"])
+    written, chosen = map(json.loads, (here / "suite.jsonl").read_text().splitlines())
+    assert (written["task"], written["prompt"], written["reference"]) == ("written", "Hello", "world")
+    assert chosen["correct"] == (chosen["answer"] == "world") == bool(figures["tasks"]["chosen"]["accuracy"])
+    *_, likelihood, answer, choice, last = stdout.splitlines()
+    assert likelihood.startswith("likelihood  nll_per_token ")
+    assert answer.startswith("written     exact_match 0.0000")
+    assert choice.startswith("chosen      accuracy")
+    assert last == f"{here / 'suite.json'}: 3 tasks, 2 answers in {here / 'suite.jsonl'}"
+
+
 def test_generate_prints_answers(runs):
     here, results = runs
     status, stdout, stderr = results["generate"]
@@ -95,6 +130,7 @@ def test_export_writes_a_folder(runs):
     [
         ("no file", "nowhere.jsonl"),
         ("no model", "/nowhere/at/all"),
+        ("no output", "--output is missing"),
     ],
 )
 def test_errors_are_one_sentence(runs, name, words):

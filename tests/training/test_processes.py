@@ -1,5 +1,6 @@
 """Two real processes of four fake devices each: the losses of one process, also after one was killed or stopped."""
 
+import json
 import signal
 import socket
 import subprocess
@@ -60,6 +61,43 @@ def test_losses_of_one_process_through_a_kill(command, tmp_path, kind):
     for one, two in zip(lines(tmp_path / "alone"), lines(workdir), strict=True):
         assert (one["step"], one["split"]) == (two["step"], two["split"])
         np.testing.assert_allclose(one["loss"], two["loss"], rtol=1e-5)
+
+
+WITH_TASKS = """
+from jaxsft.config import DataConfig, TaskConfig, TrainConfig
+
+def get_config():
+    config = TrainConfig()
+    data = lambda: DataConfig(path={path!r}, cache_dir={cache!r})
+    config.eval.tasks = [
+        TaskConfig(name="answers", task="generation", data=data(), batch_size=6),
+        TaskConfig(name="choices", task="multiple_choice", data=data()),
+    ]
+    return config
+"""
+
+
+def test_both_measure_tasks(command, tmp_path):
+    """A model that is taught one answer to everything gives it, though each process holds half of its numbers."""
+    records = [
+        {"prompt": prompt, "completion": "fox", "choices": ["wizards", "fox"]} for prompt in ("the", "seven quick dogs")
+    ]
+    path, log = tmp_path / "questions.jsonl", tmp_path / "log"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records * 20))
+    config = tmp_path / "tasks.py"
+    config.write_text(WITH_TASKS.format(path=str(path), cache=str(tmp_path / "cache")))
+    overrides = ("mesh.fsdp=4", "mesh.tensor=2", "eval.path=", f"data.path={path}", "data.rows=", "steps=30",
+                 "data.packing=False", "eval.every=0", "optimizer.learning_rate=2e-2")  # fmt: skip
+    arguments = command(tmp_path / "run", *overrides)
+    arguments = [f"--config={config}" if argument.startswith("--config=") else argument for argument in arguments]
+    processes = _start(arguments, log)
+    assert [process.wait(timeout=280) for process in processes] == [0, 0], _logs(log)
+    first, last = (
+        {line["split"]: line for line in lines(tmp_path / "run") if line["step"] == step and line["split"] != "train"}
+        for step in (0, 30)
+    )
+    assert (first["answers"]["exact_match"], last["answers"]["exact_match"]) == (0, 1)
+    assert (last["answers"]["ended"], last["answers"]["questions"], last["choices"]["accuracy"]) == (1, 40, 1)
 
 
 def test_sigterm_to_one_process_stops_both_at_the_same_step(command, tmp_path):

@@ -1,14 +1,22 @@
 """Tasks that are measured while training: their lines, an exact resume, and nothing compiled twice."""
 
 import json
-import subprocess
-import time
+import shutil
+import sys
 
 import jax
 import numpy as np
 import pytest
 
-from jaxsft.config import DataConfig, EvalConfig, MeshConfig, TaskConfig, TrainConfig
+from jaxsft.config import (
+    CheckpointConfig,
+    DataConfig,
+    EvalConfig,
+    MeshConfig,
+    OptimizerConfig,
+    TaskConfig,
+    TrainConfig,
+)
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
 from jaxsft.evaluation.registry import prepare
@@ -17,22 +25,8 @@ from jaxsft.models.checkpoint import load_architecture, load_params
 from jaxsft.models.decoder import Decoder
 from jaxsft.sharding import make_mesh
 from jaxsft.training.train import train
-from tests.training.conftest import WORDS, environment, lines, run
-
-CONFIG = """
-from jaxsft.config import DataConfig, TaskConfig, TrainConfig
-
-def get_config():
-    config = TrainConfig()
-    data = lambda path: DataConfig(path=path, max_length=1_000_000, cache_dir={cache!r})
-    config.adapter.kind = {kind!r}
-    config.eval.tasks = [
-        TaskConfig(name="facts", task="generation", data=data({questions!r}), batch_size=8),
-        TaskConfig(name="cloze", task="multiple_choice", data=data({questions!r})),
-        TaskConfig(name="likelihood", data=data({questions!r})),
-    ] + ([TaskConfig(name="drift", task="deviation", data=data({questions!r}))] if {kind!r} == "lora" else [])
-    return config
-"""
+from tests.conftest import REPOSITORY
+from tests.training.conftest import WORDS, lines, run
 
 
 @pytest.fixture(scope="module")
@@ -49,34 +43,30 @@ def questions(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def with_tasks(command, questions, tmp_path):
-    """`with_tasks(kind, workdir, *overrides)` is a training command with all tasks that its kind allows."""
-
-    def build(kind, workdir, *overrides):
-        file = tmp_path / f"{kind}.py"
-        file.write_text(CONFIG.format(kind=kind, questions=str(questions), cache=str(tmp_path / "cache")))
-        arguments = command(workdir, "steps=12", "optimizer.ema=0.5", *overrides)
-        return [f"--config={file}" if a.startswith("--config=") else a for a in arguments]
-
-    return build
-
-
-NAMES = {"none": ["facts", "cloze", "likelihood"], "lora": ["facts", "cloze", "likelihood", "drift"]}
+def config_of(kind, model_folder, data_file, questions, cache):
+    """A run without held-out data, and with all tasks that its kind allows."""
+    data = lambda path: DataConfig(str(path), template="plain", max_length=128, cache_dir=str(cache))
+    config = TrainConfig(data=data(data_file), batch_size=8, steps=6)
+    config.model.path, config.adapter.kind = str(model_folder), kind
+    config.optimizer = OptimizerConfig(learning_rate=1e-2, ema=0.5)
+    config.checkpoint, config.log.tensorboard = CheckpointConfig(every=2, keep_latest=9), False
+    names = {"facts": "generation", "cloze": "multiple_choice", "likelihood": "perplexity"}
+    names |= {"drift": "deviation"} if kind == "lora" else {}
+    tasks = [TaskConfig(name, task, data(questions), batch_size=8) for name, task in names.items()]
+    config.eval = EvalConfig(tasks=tasks, every=2)
+    return config
 
 
 @pytest.mark.parametrize("kind", ["none", "lora"])
-def test_lines_summary_and_resume(with_tasks, tmp_path, kind):
-    """Without held-out data; stopped by SIGTERM in the middle, the lines are those of a run that was not."""
-    overrides = ("eval.path=", "eval.every=4", "optimizer.learning_rate=1e-2")
+def test_lines_summary_and_resume(model_folder, data_file, questions, tmp_path, kind):
+    """The lines of a run that goes on from step 2 are those of one that was never stopped."""
+    config = config_of(kind, model_folder, data_file, questions, tmp_path / "cache")
     whole, broken = tmp_path / "whole", tmp_path / "broken"
-    done = run(with_tasks(kind, whole, *overrides))
-    assert done.returncode == 0, done.stderr
+    headline = train(config, str(whole))
     found = [line for line in lines(whole) if line["split"] != "train"]
-    assert [(line["step"], line["split"]) for line in found] == [
-        (step, name) for step in (0, 4, 8, 12) for name in NAMES[kind]
-    ]
-    facts, cloze, likelihood, *drift = ([line for line in found if line["split"] == name] for name in NAMES[kind])
+    names = [task.name for task in config.eval.tasks]
+    assert [(line["step"], line["split"]) for line in found] == [(step, n) for step in (0, 2, 4, 6) for n in names]
+    facts, cloze, likelihood, *drift = ([line for line in found if line["split"] == name] for name in names)
     assert {"exact_match", "standard_error", "questions", "ended", "watched", "cut"} <= facts[0].keys()
     assert not any(name.startswith("by_") for name in facts[0].keys() | cloze[0].keys())
     assert all(line["questions"] == 12 for line in facts + cloze)
@@ -87,22 +77,46 @@ def test_lines_summary_and_resume(with_tasks, tmp_path, kind):
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["facts_exact_match"] == facts[-1]["exact_match"]
     assert summary["cloze_accuracy"] == cloze[-1]["accuracy"]
-    assert f"facts exact_match {facts[-1]['exact_match']:.4f}" in done.stdout.splitlines()[-1]
+    assert f"facts exact_match {facts[-1]['exact_match']:.4f}, cloze accuracy" in headline
 
-    arguments = with_tasks(kind, broken, *overrides)
-    process = subprocess.Popen(arguments, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not trained(broken / "metrics.jsonl"):
-        time.sleep(0.005)
-    process.terminate()
-    process.wait(timeout=120)
-    again = run(arguments)
-    assert again.returncode == 0, again.stderr
+    shutil.copytree(whole, broken)
+    (broken / "summary.json").unlink()
+    for step in (4, 6):
+        shutil.rmtree(broken / "checkpoints" / str(step))
+    train(config, str(broken))
     assert lines(broken) == lines(whole)
+    assert (broken / "summary.json").read_text() == (whole / "summary.json").read_text()
 
 
-def trained(metrics):
-    """Whether a run has written a line of training."""
-    return metrics.exists() and b'"train"' in metrics.read_bytes()
+def test_a_workdir_is_measured_as_the_loop_measured_it(model_folder, data_file, questions, tmp_path):
+    """By the example of a suite, whose figures go into the workdir."""
+    config = config_of("none", model_folder, data_file, questions, tmp_path / "cache")
+    config.steps, config.eval.every = 2, 0
+    workdir = tmp_path / "run"
+    train(config, str(workdir))
+    overrides = [f"--config.tasks[{i}].data.cache_dir={tmp_path / 'cache'}" for i in range(3)]
+    suite = f"--config={REPOSITORY}/configs/eval/suite.py:{questions}"
+    done = run([sys.executable, str(REPOSITORY / "scripts" / "evaluate.py"), suite, f"--model={workdir}", *overrides])
+    assert done.returncode == 0, done.stderr
+    tasks = json.loads((workdir / "evaluation.json").read_text())["tasks"]
+    last = {line["split"]: line for line in lines(workdir)}
+    assert tasks["likelihood"]["nll_per_token"] == pytest.approx(last["likelihood"]["nll_per_token"], rel=1e-5)
+    assert tasks["answers"]["exact_match"] == last["facts"]["exact_match"]
+    assert tasks["drift"]["kl_per_token"] > 0
+    assert len((workdir / "evaluation.jsonl").read_text().splitlines()) == 12
+
+
+def test_tasks_follow_the_data(model_folder, data_file, questions, tmp_path):
+    """A resumed run whose questions have changed is refused."""
+    own = tmp_path / "questions.jsonl"
+    own.write_bytes(questions.read_bytes())
+    config = config_of("none", model_folder, data_file, own, tmp_path / "cache")
+    config.eval.tasks, config.steps = config.eval.tasks[:1], 1
+    train(config, str(tmp_path / "run"))
+    (tmp_path / "run" / "summary.json").unlink()
+    own.write_text(own.read_text().replace(" ?", " !"))
+    with pytest.raises(UserError, match="facts_data"):
+        train(config, str(tmp_path / "run"))
 
 
 TASKS = ("generation", "multiple_choice", "perplexity", "deviation")
@@ -122,12 +136,14 @@ def test_a_second_evaluation_compiles_and_reads_nothing(model_folder, questions,
     first = task.measure(params, None)
     own.unlink()
     later = jax.block_until_ready(jax.tree.map(lambda p: 1.1 * p, params))
-    events = []
-    jax.monitoring.register_event_duration_secs_listener(lambda name, *_, **__: events.append(name))
+    events: list[str] = []
+    record = lambda name, *_, **__: events.append(name)
+    jax.monitoring.register_event_duration_secs_listener(record)
     second = task.measure(later, None)
-    seen = [name for name in events if "compile" in name]
-    assert seen == []
+    compiled = [name for name in events if "compile" in name]
     jax.jit(lambda x: x + 0.123)(1.0)
+    jax.monitoring.unregister_event_duration_listener(record)
+    assert compiled == []
     assert any("backend_compile" in name for name in events), "the events are called otherwise"
     assert first.numbers.keys() == second.numbers.keys()
     assert kind != "perplexity" or first.numbers != second.numbers
