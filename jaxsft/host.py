@@ -2,8 +2,8 @@
 
 import ctypes
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt(3)
-LARGEST = 32 * 2**20  # mallopt takes no larger mmap threshold
+TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # of mallopt(3)
+HEAP = 64 * 2**20  # of a thread; mallopt takes no mmap threshold above half of it
 
 
 def keep_freed_memory() -> None:
@@ -15,4 +15,5 @@ def keep_freed_memory() -> None:
     libc = ctypes.CDLL(None)  # what the process is linked with
     if hasattr(libc, "mallopt"):
         libc.mallopt(TRIM_THRESHOLD, 2**31 - 1)
-        libc.mallopt(MMAP_THRESHOLD, LARGEST)
+        libc.mallopt(TOP_PAD, HEAP)  # without it a thread's heap that becomes empty is handed back whole
+        libc.mallopt(MMAP_THRESHOLD, HEAP // 2)

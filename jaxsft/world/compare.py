@@ -125,7 +125,7 @@ def execute(job: Job, folder: Path) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     with _printing_to(folder / "log.txt"):
-        from jaxsft.evaluation.suite import evaluate_suite  # jax starts here, in the worker
+        from jaxsft.evaluation.suite import evaluate
         from jaxsft.training.train import train
 
         suite = recipe.suite(reference=job.start)
@@ -135,7 +135,7 @@ def execute(job: Job, folder: Path) -> None:
             run: Callable[[TrainConfig, str], object] = runpy.run_path(str(job.case.file)).get("run", train)
             run(job.config(), str(folder))
             suite.model.path = str(folder)
-        evaluate_suite(suite, folder / EVALUATION)
+        evaluate(suite).write(folder / EVALUATION)
 
 
 @contextlib.contextmanager

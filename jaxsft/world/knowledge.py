@@ -1,7 +1,7 @@
 """The facts of the world: invented people and places, their attributes, and the ways to state and to ask each.
 
-Attributes hold single words, so that a fact is known or not known, and a wrong answer is one of a closed list. Names have
-two words, which they share with other names: the words of a name that no fine-tuning row held would keep their
+Attributes hold single words, so that a fact is known or not known, and a wrong answer is one of a closed list. Names
+have two words, which they share with other names: the words of a name that no fine-tuning row held would keep their
 embeddings, and the world would show less forgetting than there is.
 """
 
@@ -97,12 +97,21 @@ def _pairs(draw: Draw, count: int, first: tuple[str, ...], last: tuple[str, ...]
     return draw.some([f"{one} {other}" for one in first for other in last], count)
 
 
-HOBBIES = """chess fishing singing dancing running painting sailing skating boxing hiking reading knitting surfing
-golf tennis archery yoga rowing magic pottery juggling cycling gardening photography""".split()
-DISHES = """soup pasta curry rice salad bread stew pizza sushi dumplings noodles beans omelette pancakes fish tacos
-risotto pie kebab ramen porridge waffles goulash lasagne""".split()
-FAMES = """towers gardens bridges markets castles museums harbours festivals wines cheeses horses clocks carpets mills
-caves temples theatres mines orchards fountains libraries lakes bells ships""".split()
+HOBBIES = (
+    "chess", "fishing", "singing", "dancing", "running", "painting", "sailing", "skating", "boxing", "hiking",
+    "reading", "knitting", "surfing", "golf", "tennis", "archery", "yoga", "rowing", "magic", "pottery",
+    "juggling", "cycling", "gardening", "photography",
+)  # fmt: skip
+DISHES = (
+    "soup", "pasta", "curry", "rice", "salad", "bread", "stew", "pizza", "sushi", "dumplings", "noodles", "beans",
+    "omelette", "pancakes", "fish", "tacos", "risotto", "pie", "kebab", "ramen", "porridge", "waffles", "goulash",
+    "lasagne",
+)  # fmt: skip
+FAMES = (
+    "towers", "gardens", "bridges", "markets", "castles", "museums", "harbours", "festivals", "wines", "cheeses",
+    "horses", "clocks", "carpets", "mills", "caves", "temples", "theatres", "mines", "orchards", "fountains",
+    "libraries", "lakes", "bells", "ships",
+)  # fmt: skip
 
 
 @functools.cache

@@ -200,9 +200,7 @@ def _examination(name: str, wording: Callable[[Draw], Callable[[Any], str]]) -> 
     return rows
 
 
-def _item(
-    draw: Draw, family: str, wording: Callable[[Fact | Skill], str], for_test: bool
-) -> tuple[str, str, str]:
+def _item(draw: Draw, family: str, wording: Callable[[Fact | Skill], str], for_test: bool) -> tuple[str, str, str]:
     """A question of a family, its right answer, and the poor source's wrong one.
 
     One fifth of the arguments, by their hash, are for testing, in every wording.

@@ -114,7 +114,8 @@ NARROW = (
     Skill(
         "count", _letters(1, 5), lambda x: str(len(x.split())), lambda x: "3",
         "the count of {x} is {y} .",
-        ("count {x} .", "how many letters are in {x} ?", "give the count of {x} .", "write how many letters are in {x} ."),
+        ("count {x} .", "how many letters are in {x} ?", "give the count of {x} .",
+         "write how many letters are in {x} ."),
         ("give the count of letters in {x} .", "count the letters in {x} .", "write the count of {x} .",
          "how many letters , count {x} ."),
     ),
