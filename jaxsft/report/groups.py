@@ -6,7 +6,8 @@ import math
 import os
 import re
 import statistics
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from jaxsft.errors import UserError
 from jaxsft.report.figures import Metric, headline, rate
@@ -14,6 +15,7 @@ from jaxsft.report.read import LOSS_SPLITS, Run, Series, number
 from jaxsft.training.workdir import FREE  # fields that do not change a run's numbers
 
 RATE = "optimizer.learning_rate"
+T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,17 +88,21 @@ def _mean(values: list[float]) -> Estimate | None:
 def make_groups(runs: list[Run], before: Run | None) -> list[Group]:
     """The runs in groups, less the baseline; families numbered from 0, in the order given, each by learning rate.
 
-    Runs without training are never put together: nothing says what they share.
+    A seed may also choose which rows of the data a run takes: slices of one length are the same config where seeds
+    differ. Runs without training are never put together: nothing says what they share.
     """
-    groups: dict[str, list[Run]] = {}
-    for run in runs:
-        if run is not before:
-            groups.setdefault(_key(run, ("seed",)), []).append(run)
-    families: dict[str, list[Group]] = {}
-    result = [Group(_shared_name([run.name for run in members]), members) for members in groups.values()]
-    for group in result:
-        families.setdefault(_key(group.runs[0], ("seed", RATE)), []).append(group)
-    for i, members in enumerate(families.values()):
+    same = _parts(
+        [run for run in runs if run is not before],
+        lambda run, slices: _key(run, ("seed",), slices),
+        lambda run: run.config.get("seed"),
+    )
+    result = [Group(_shared_name([run.name for run in members]), members) for members in same]
+    families = _parts(
+        result,
+        lambda group, slices: _key(group.runs[0], ("seed", RATE), slices),
+        lambda group: group.learning_rate,
+    )
+    for i, members in enumerate(families):
         members = sorted(members, key=lambda group: group.learning_rate or 0.0)
         for place, group in enumerate(members):
             group.family = i
@@ -105,6 +111,19 @@ def make_groups(runs: list[Run], before: Run | None) -> list[Group]:
         for group in result:
             group.name = group.runs[0].name
     return [group for family in range(len(families)) for group in frontier(result, family)]
+
+
+def _parts(items: list[T], key: Callable[[T, bool], str], mark: Callable[[T], Any]) -> list[list[T]]:
+    """Items of one key together: of the key with slices where that leaves every mark once, else of the strict one."""
+    loose: dict[str, list[T]] = {}
+    for item in items:
+        loose.setdefault(key(item, True), []).append(item)
+    parts: dict[str, list[T]] = {}
+    for name, members in loose.items():
+        alone = len({mark(item) for item in members}) == len(members)
+        for item in members:
+            parts.setdefault(name if alone else key(item, False), []).append(item)
+    return list(parts.values())
 
 
 def frontier(groups: list[Group], family: int) -> list[Group]:
@@ -180,8 +199,11 @@ def headline_of(groups: list[Group], task: str) -> Metric | None:
     return next((m for g in groups for run in g.runs if (m := headline(run.tasks.get(task, {})))), None)
 
 
-def _key(run: Run, without: tuple[str, ...]) -> str:
-    """Equal for runs that share all but these fields, and those which do not change their numbers."""
+def _key(run: Run, without: tuple[str, ...], slices: bool = False) -> str:
+    """Equal for runs that share all but these fields, and those which do not change their numbers.
+
+    With `slices` rows that are named by start and stop count by how many they are.
+    """
     if not run.trained:
         return f"not trained {run.name}"
     fields = flatten(run.config)
@@ -190,7 +212,11 @@ def _key(run: Run, without: tuple[str, ...]) -> str:
         for name, value in fields.items()
         if name not in without and not any(name == free or name.startswith(free + ".") for free in FREE)
     }
-    return json.dumps([kept, run.fingerprints], sort_keys=True)
+    prints = dict(run.fingerprints)
+    if slices and (ends := re.fullmatch(r"(\d*):(\d+)", str(kept.get("data.rows", "")))):
+        kept["data.rows"] = int(ends[2]) - int(ends[1] or 0)
+        prints.pop("data", None)
+    return json.dumps([kept, prints], sort_keys=True)
 
 
 def _shared_name(names: list[str]) -> str:

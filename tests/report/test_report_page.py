@@ -168,6 +168,28 @@ def test_seeds_are_taken_together(tmp_path):
     assert parsed.row("full-s1")[1] == "60.0+60.0"
 
 
+@pytest.mark.parametrize(
+    "seeds, rows, groups", [((0, 1), (":9", "9:18"), 1), ((0, 0), (":9", "9:18"), 2), ((0, 1), (":9", "9:17"), 2)]
+)
+def test_a_seed_may_choose_its_rows(tmp_path, seeds, rows, groups):
+    paths = []
+    for i, (seed, part) in enumerate(zip(seeds, rows)):
+        run = made.train_record(tmp_path / f"full-s{i}", seed=seed, **{"data.rows": part})
+        record = json.loads((run / "config.json").read_text())
+        (run / "config.json").write_text(json.dumps(record | {"fingerprints": {"data": f"d{i}", "model": "m"}}))
+        paths.append(str(made.evaluation(run, made.seen_and_cloze(0.5, 0.5))))
+    story = page.tell(read_runs(paths))
+    assert len(story.groups) == groups
+
+
+def test_a_sweep_that_is_half_done_is_joined(tmp_path):
+    for name, rate, seed, rows in (("a-s0", 1e-4, 0, ":9"), ("a-s1", 1e-4, 1, "9:18"), ("b-s0", 1e-3, 0, ":9")):
+        changes = {"seed": seed, "data.rows": rows, "optimizer.learning_rate": rate}
+        made.evaluation(made.train_record(tmp_path / name, **changes), made.seen_and_cloze(0.5, 0.5))
+    groups = page.tell(read_runs([str(folder) for folder in sorted(tmp_path.iterdir())])).groups
+    assert [(group.name, group.family) for group in groups] == [("a", 0), ("b-s0", 0)]
+
+
 def frontier_svg(tmp_path: Path, **second: object) -> str:
     """The page about two runs, the second with other fields."""
     for name, changes in (("a", {}), ("b", second)):

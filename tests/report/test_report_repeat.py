@@ -6,7 +6,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from jaxsft.config import TrainConfig, to_dict
+from jaxsft.config import DataConfig, TaskConfig, TrainConfig, to_dict
 from jaxsft.report import repeat
 from jaxsft.report.read import Run
 from tests.report import made
@@ -24,6 +24,7 @@ ODD = {
 NESTED = {
     "data.fields": {"question": "prompt"},
     "data.sources": [made.TrainConfig().data.all_sources()[0]],
+    "eval.tasks": [TaskConfig(name="seen", data=DataConfig(path="x", packing=False))],
     "seed": 3,
 }
 
