@@ -108,13 +108,12 @@ def verdict(story: Story) -> list[dict[str, Any]]:
             role += f" ({near[0] if len(near) == 1 else f'{len(near)} others'} within a standard error)"
         if all(clause["name"] != best.name for clause in clauses):
             clauses.append({"name": best.name, "ink": story.ink(best), "role": role, "moves": _moves(story, best)})
-    if not clauses:
-        for group in groups:
-            if (loss := group.last("eval", "loss")) is not None:
-                start = story.before.last("eval", "loss") if story.before else None
-                move = _move("held-out loss", start, loss, metric("loss"))
-                clauses.append({"name": group.name, "ink": story.ink(group), "role": "", "moves": [move]})
-        clauses = sorted(clauses, key=lambda c: c["moves"][0]["after"])[:1]
+    losses = [(loss.value, group) for group in groups if (loss := group.last("eval", "loss"))]
+    if not clauses and losses:
+        _, best = min(losses, key=lambda pair: pair[0])
+        start = story.before.last("eval", "loss") if story.before else None
+        move = _move("held-out loss", start, best.last("eval", "loss"), metric("loss"))
+        clauses.append({"name": best.name, "ink": story.ink(best), "role": "", "moves": [move]})
     if len(groups) == 1:
         for clause in clauses:
             clause["role"] = ""

@@ -266,7 +266,10 @@ def test_what_is_within_the_error_is_said(tmp_path):
 def test_losses_alone_make_a_page(tmp_path):
     run = made.train_record(tmp_path / "run")
     made.metrics(run, [{"step": s, "split": "eval", "loss": 4.0 - s} for s in (0, 1)])
-    assert "held-out loss 4.000 → 3.000" in squeezed(Page(page.build([str(run)])).text)
+    assert "run: held-out loss 4.000 → 3.000" in squeezed(Page(page.build([str(run)])).text)
+    worse = made.train_record(tmp_path / "worse", epochs=2.0)
+    made.metrics(worse, [{"step": s, "split": "eval", "loss": 4.0 + 8 * s} for s in (0, 1)])
+    assert "run: held-out loss 4.000 → 3.000" in squeezed(Page(page.build([str(worse), str(run)])).text)
 
 
 def test_what_is_not_finite_is_a_dash(tmp_path):
