@@ -6,8 +6,6 @@ A config of several tasks (configs/eval/suite.py) measures them all on one opene
 what was answered to OUT.jsonl, beside OUT.json. For a workdir the output is WORKDIR/evaluation.json unless named.
 """
 
-import json
-
 import jax
 from absl import flags
 from etils import epath
@@ -16,7 +14,6 @@ from jaxsft import cli
 from jaxsft.config import EvaluateConfig, SuiteConfig
 from jaxsft.errors import UserError
 from jaxsft.evaluation.suite import evaluate
-from jaxsft.files import write_json, write_text
 from jaxsft.training.distributed import initialize
 from jaxsft.training.restore import is_workdir
 
@@ -34,10 +31,7 @@ def main() -> str:
     initialize()
     found = evaluate(config)
     if jax.process_index() == 0:
-        write_json(output, found.figures)
-        if found.records:
-            lines = (json.dumps(record, ensure_ascii=False) + "\n" for record in found.records)
-            write_text(output.with_suffix(".jsonl"), "".join(lines))
+        found.write(output)
     if isinstance(config, EvaluateConfig):
         return f"{output}: {next(iter(found.headlines.values()))}"
     if jax.process_index() == 0:

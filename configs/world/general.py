@@ -1,6 +1,6 @@
 """The general stage, which makes the world's base model a chat model; `scripts/make_world.py` runs it.
 
-    python scripts/train.py --config=configs/world/general.py --workdir=DIR
+python scripts/train.py --config=configs/world/general.py --workdir=DIR
 """
 
 from jaxsft.config import TrainConfig

@@ -1,6 +1,6 @@
 """LoRA of rank 8 on every linear map.
 
-    python scripts/train.py --config=configs/world/lora.py --workdir=runs/lora
+python scripts/train.py --config=configs/world/lora.py --workdir=runs/lora
 """
 
 from jaxsft.config import TrainConfig

@@ -16,11 +16,12 @@ def get_config() -> TrainConfig:
     config.data.max_length = 64
     config.data.max_examples_per_row = 16
 
-    config.optimizer.learning_rate = 5e-3
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.warmup_steps = 100
     config.optimizer.b2 = 0.98
     config.optimizer.weight_decay = 0.01
     config.batch_size = 16
-    config.epochs = 4.0
+    config.epochs = 6.0
     config.checkpoint.every = 0
+    config.log.every = 50
     return config

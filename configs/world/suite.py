@@ -1,6 +1,6 @@
 """What a model of the embedded world has learnt, kept and lost.
 
-    python scripts/evaluate.py --config=configs/world/suite.py --model=runs/full
+python scripts/evaluate.py --config=configs/world/suite.py --model=runs/full
 """
 
 from jaxsft.config import SuiteConfig

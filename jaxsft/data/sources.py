@@ -1,4 +1,4 @@
-"""Where records come from: JSON, JSON Lines, Parquet, prepared TensorFlow datasets; local or in a bucket; or the built-in world."""
+"""Where records come from: JSON, JSON Lines, Parquet, prepared TensorFlow datasets, local or in a bucket; the world."""
 
 import glob
 import json

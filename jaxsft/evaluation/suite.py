@@ -1,15 +1,18 @@
 """Opens a model and measures one task, or several, for `scripts/evaluate.py` and recipes."""
 
 import dataclasses
+import json
 from typing import Any
 
 import jax
+from etils import epath
 
 from jaxsft import __version__
 from jaxsft.config import EvaluateConfig, SuiteConfig, TaskConfig, to_dict
 from jaxsft.errors import UserError
 from jaxsft.evaluation.registry import headline, prepare
 from jaxsft.evaluation.task import Result, Subject
+from jaxsft.files import write_json, write_text
 from jaxsft.sharding import make_mesh
 from jaxsft.training.restore import OpenModel, open_model
 
@@ -28,6 +31,16 @@ class Evaluation:
     figures: dict[str, Any]
     records: list[dict[str, Any]]
     headlines: dict[str, str]
+
+    def write(self, output: epath.PathLike) -> epath.Path | None:
+        """Writes the figures to `output`, and the records, if there are any, as JSON Lines beside it, whose path is
+        returned."""
+        output, answers = epath.Path(output), None
+        if self.records:
+            answers = output.with_suffix(".jsonl")
+            write_text(answers, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in self.records))
+        write_json(output, self.figures)  # last: where it is, all is
+        return answers
 
 
 def evaluate(config: EvaluateConfig | SuiteConfig) -> Evaluation:

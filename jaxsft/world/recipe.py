@@ -14,15 +14,15 @@ def plain(curves: bool = True) -> TrainConfig:
     config = TrainConfig()
     config.model.path = "world:base"
     config.model.remat = "none"
-    config.data = _data("world:train", rows=f":{ROWS}")
+    config.data = data("world:train", rows=f":{ROWS}")
     if curves:
         config.eval.path = "world:validation"
         config.eval.every = 100
         config.eval.tasks = [
-            _task("seen", "generation", "world:validation", rows=":200"),
-            _task("unseen", "generation", "world:unseen", rows=":200"),
-            _task("cloze", "generation", "world:cloze", rows=":200", template="none"),
-            _task("chat", "generation", "world:questions", rows=":200"),
+            task("seen", "generation", "world:validation", rows=":200"),
+            task("unseen", "generation", "world:unseen", rows=":200"),
+            task("cloze", "generation", "world:cloze", rows=":200", template="none"),
+            task("chat", "generation", "world:questions", rows=":200"),
         ]
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 20
@@ -42,22 +42,24 @@ def suite(reference: str = "") -> SuiteConfig:
     return SuiteConfig(
         reference=reference,
         tasks=[
-            _task("validation", "generation", "world:validation"),  # what learning rates are chosen by
-            _task("seen", "generation", "world:test"),
-            _task("unseen", "generation", "world:unseen"),
-            _task("cloze", "generation", "world:cloze", template="none"),
-            _task("cloze_choice", "multiple_choice", "world:cloze", template="none"),
-            _task("chat", "generation", "world:questions"),
-            _task("chat_choice", "multiple_choice", "world:questions"),
-            _task("skills", "generation", "world:skills", template="none"),
-            _task("moved", "deviation", "world:test"),
+            task("validation", "generation", "world:validation"),  # what learning rates are chosen by
+            task("seen", "generation", "world:test"),
+            task("unseen", "generation", "world:unseen"),
+            task("cloze", "generation", "world:cloze", template="none"),
+            task("cloze_choice", "multiple_choice", "world:cloze", template="none"),
+            task("chat", "generation", "world:questions"),
+            task("chat_choice", "multiple_choice", "world:questions"),
+            task("skills", "generation", "world:skills", template="none"),
+            task("moved", "deviation", "world:test"),
         ],
     )
 
 
-def _task(name: str, task: str, path: str, template: str = "auto", rows: str = "") -> TaskConfig:
-    return TaskConfig(name=name, task=task, data=_data(path, rows, template), batch_size=64)
+def task(name: str, kind: str, path: str, template: str = "auto", rows: str = "") -> TaskConfig:
+    """A task of the given kind on a split."""
+    return TaskConfig(name=name, task=kind, data=data(path, rows, template), batch_size=64)
 
 
-def _data(path: str, rows: str = "", template: str = "auto") -> DataConfig:
+def data(path: str, rows: str = "", template: str = "auto") -> DataConfig:
+    """A split, or rows of it."""
     return DataConfig(path=path, rows=rows, template=template, max_length=64, max_examples_per_row=16)

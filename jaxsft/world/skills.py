@@ -55,12 +55,12 @@ def _ordered(draw: Draw) -> dict[str, str]:
 
 def _table(draw: Draw) -> dict[str, str]:
     keys, values = draw.some(LETTERS, 2), draw.some(DIGITS, 2)
-    return {"x": " and ".join(f"{k} is {v}" for k, v in zip(keys, values)), "k": draw.one(keys)}
+    return {"x": " ".join(f"{k} {v}" for k, v in zip(keys, values)), "k": draw.one(keys)}
 
 
 def _lookup(x: str, k: str) -> str:
     words = x.split()
-    return words[words.index(k) + 2]
+    return words[words.index(k) + 1]
 
 
 def _member(draw: Draw) -> dict[str, str]:
@@ -98,10 +98,12 @@ NARROW = (
          "compare {a} and {b} , which is greater ?", "give the greater , {a} or {b} ."),
     ),
     Skill(
-        "lookup", _table, _lookup, lambda x, k: x.split()[2],
-        "{x} , so {k} is {y} .",
-        ("{x} . what is {k} ?", "if {x} , what is {k} ?", "{x} . give {k} .", "if {x} , write {k} ."),
-        ("if {x} , give {k} .", "{x} . write {k} .", "what is {k} if {x} ?", "give {k} if {x} ."),
+        "lookup", _table, _lookup, lambda x, k: x.split()[1],
+        "in {x} the value of {k} is {y} .",
+        ("what is the value of {k} in {x} ?", "in {x} , what is {k} ?", "give the value of {k} in {x} .",
+         "in {x} , give {k} ."),
+        ("in {x} , give the value of {k} .", "what is {k} in {x} ?", "in {x} , what is the value of {k} ?",
+         "give {k} in {x} ."),
     ),
     Skill(
         "first", _letters(2, 3), lambda x: x.split()[0], lambda x: x.split()[-1],

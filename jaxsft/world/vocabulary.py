@@ -37,10 +37,14 @@ def words() -> list[str]:
     return sorted(found | set(":.,?"))
 
 
+def token_ids() -> dict[str, int]:
+    """The vocabulary: control tokens, then words."""
+    return {word: i for i, word in enumerate((*SPECIAL, *words()))}
+
+
 def save_tokenizer(folder: Path) -> None:
     """Writes `tokenizer.json`, `tokenizer_config.json` and `chat_template.jinja`."""
-    vocabulary = {word: i for i, word in enumerate((*SPECIAL, *words()))}
-    tokenizer = tokenizers.Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
+    tokenizer = tokenizers.Tokenizer(models.WordLevel(token_ids(), unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(list(SPECIAL))
