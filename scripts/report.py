@@ -6,7 +6,8 @@ A folder is a workdir of scripts/train.py, or one that holds an `evaluation.json
 answer). The first folder that was not trained is the baseline, "before"; --before=DIR names another. Seeds of one
 config are taken together, and runs that differ in learning rate alone are joined by a line. --learnt=TASK and
 --kept=TASK name the tasks of the trade-off, --questions=N how many lost and won questions are listed, --samples=N how
-many are shown with all answers. The page needs no network and no script.
+many are shown with all answers. The page needs no network and no script. Its table, and a few
+answers, are printed too.
 """
 
 import sys
@@ -16,7 +17,9 @@ from absl import flags
 from jaxsft import cli
 from jaxsft.errors import UserError
 from jaxsft.files import write_text
-from jaxsft.report import page
+from jaxsft.report import charts, page, plots
+from jaxsft.report.read import read_runs
+from jaxsft.report.terminal import summary
 
 RUNS = flags.DEFINE_multi_string("runs", [], "Folders, separated by spaces.")
 OUTPUT = flags.DEFINE_string("output", None, "HTML file to write.")
@@ -24,6 +27,7 @@ LEARNT = flags.DEFINE_string("learnt", "seen", "Task that stands for what was le
 KEPT = flags.DEFINE_string("kept", "cloze", "Task that stands for what the model knew before.")
 BEFORE = flags.DEFINE_string("before", "", "Folder of the baseline, one of --runs.")
 QUESTIONS = flags.DEFINE_integer("questions", 8, "Lost and won questions listed for each run.", lower_bound=0)
+PLOT = flags.DEFINE_string("plot", "", "SVG file to which the plot of the trade-off is written by itself, too.")
 SAMPLES = flags.DEFINE_integer("samples", 3, "Questions of each task shown with all answers.", lower_bound=0)
 
 
@@ -34,8 +38,12 @@ def main() -> str:
         raise UserError("--output is missing; name an HTML file.")
     count = f"{len(RUNS.value)} folder{'s' if len(RUNS.value) > 1 else ''}"
     print(f"reading {count}")
-    html = page.build(RUNS.value, LEARNT.value, KEPT.value, BEFORE.value, QUESTIONS.value, SAMPLES.value)
+    story = page.tell(read_runs(RUNS.value), LEARNT.value, KEPT.value, BEFORE.value)
+    html = page.render(story, QUESTIONS.value, SAMPLES.value)
     write_text(OUTPUT.value, html)
+    if PLOT.value:
+        write_text(PLOT.value, charts.standalone(plots.trade_off(story, page.WIDE)))
+    print(f"\n{summary(story)}\n")
     return f"{OUTPUT.value}: a page of {len(html) / 1024:.0f} KiB about {count}"
 
 
