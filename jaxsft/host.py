@@ -3,14 +3,15 @@
 import ctypes
 
 TRIM_THRESHOLD, TOP_PAD, MMAP_THRESHOLD = -1, -2, -3  # of mallopt(3)
-HEAP = 64 * 2**20  # of a thread; mallopt takes no mmap threshold above half of it
+HEAP = 64 * 2**20  # of a thread; half of it is the largest mmap threshold that glibc documents
 
 
 def keep_freed_memory() -> None:
     """Tells glibc to keep the memory that is freed instead of handing it back to the system at once.
 
     On CPU every operation of a step allocates its result; handed back and asked for again, the pages cost more than the
-    arithmetic of a small model. Does nothing where the C library is another.
+    arithmetic of a small model. The process keeps its largest size until it ends. Where the C library is another,
+    nothing is done.
     """
     libc = ctypes.CDLL(None)  # what the process is linked with
     if hasattr(libc, "mallopt"):

@@ -13,10 +13,12 @@ from absl import flags
 from jaxsft import cli
 from jaxsft.config import MeshConfig, ModelConfig, TrainConfig, validate
 from jaxsft.errors import UserError
+from jaxsft.files import write_text
 from jaxsft.sharding import make_mesh
 from jaxsft.training.export import export_hf
 from jaxsft.training.restore import open_model
 from jaxsft.training.train import train
+from jaxsft.world import records
 from jaxsft.world.model import save_untrained
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "world"
@@ -29,6 +31,10 @@ def main() -> str:
     if not OUTPUT.value:
         raise UserError("--output is missing; name a folder for the models.")
     output = Path(OUTPUT.value)
+    mark = output / "world.txt"
+    if mark.exists() and mark.read_text() != records.fingerprint():
+        raise UserError(f"{output} holds models of another version of the world; choose another --output.")
+    write_text(mark, records.fingerprint())
     save_untrained(output / "untrained")
     _stage("pretrain", output / "untrained", output / "base")
     _stage("general", output / "base", output / "chat")

@@ -1,12 +1,14 @@
 """Methods x learning rates x seeds on the world: the jobs, and how one is run.
 
 A job's folder is a run's workdir, with the figures of the suite in `evaluation.json`, written last. Its name ends in a
-hash of all that decides the figures, so a job that is done is never done again, one that was broken off goes on, and a
-changed recipe gets a folder of its own.
+hash of the world, the start, the config, the suite, the library's version and the file of a case that brings its own
+`run`. So a job that is done is never done again, one that was broken off goes on, and a changed recipe gets a folder of
+its own; who changes the library's code without its version takes a new --output.
 """
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -15,12 +17,14 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from jaxsft import __version__
 from jaxsft.config import EvalConfig, TrainConfig, did_you_mean, to_dict, validate
 from jaxsft.errors import UserError
-from jaxsft.models.checkpoint import fingerprint
+from jaxsft.models.checkpoint import fingerprint, resolve
 from jaxsft.world import recipe, records
 
 EVALUATION = "evaluation.json"
+TRAIN = "world:train"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,12 +37,14 @@ class Case:
         also has `run(config, workdir)`, which leaves a model in the workdir.
       about: the first line of its docstring.
       learning_rates: see `file`.
+      staged: whether it brings its own `run`.
     """
 
     name: str
     file: Path
     about: str
     learning_rates: tuple[float, ...]
+    staged: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +66,9 @@ class Job:
         config = runpy.run_path(str(self.case.file))["get_config"]()
         config.model.path, config.seed = self.start, self.seed
         config.optimizer.learning_rate = self.learning_rate
-        config.data.rows = f"{self.seed * recipe.ROWS}:{(self.seed + 1) * recipe.ROWS}"
+        for source in config.data.sources or [config.data]:
+            if source.path == TRAIN:
+                source.rows = f"{self.seed * recipe.ROWS}:{(self.seed + 1) * recipe.ROWS}"
         config.eval = EvalConfig()
         config.log.tensorboard = False
         validate(config)
@@ -70,10 +78,15 @@ class Job:
         """Where it is done, below the comparison's folder."""
         decides = {
             "world": records.fingerprint(),
-            "start": fingerprint(self.start),
-            "config": self.case and to_dict(self.config()),
+            "start": _start_digest(self.start),
             "suite": to_dict(recipe.suite()),
+            "version": __version__,
         }
+        if self.case:
+            config = to_dict(self.config())
+            config["model"]["path"] = ""  # the start is the same wherever it lies
+            decides["config"] = config
+            decides["run"] = self.case.file.read_text() if self.case.staged else ""
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
         start = Path(self.start.replace(":", "-")).name
         case = f"-{self.case.name}-lr{self.learning_rate:g}-seed{self.seed}" if self.case else ""
@@ -91,7 +104,7 @@ def find_cases(folder: Path, names: list[str]) -> list[Case]:
         values = runpy.run_path(str(file))
         if "LEARNING_RATES" in values:
             about = (values["__doc__"] or file.stem).strip().splitlines()[0].rstrip(".")
-            found[file.stem] = Case(file.stem, file, about, tuple(values["LEARNING_RATES"]))
+            found[file.stem] = Case(file.stem, file, about, tuple(values["LEARNING_RATES"]), "run" in values)
     for name in names:
         if name not in found:
             raise UserError(
@@ -136,6 +149,16 @@ def execute(job: Job, folder: Path) -> None:
             run(job.config(), str(folder))
             suite.model.path = str(folder)
         evaluate(suite).write(folder / EVALUATION)
+
+
+@functools.cache
+def _start_digest(start: str) -> str:
+    """Of the weights and everything beside them: tokenizer, chat template."""
+    digest = hashlib.sha256(fingerprint(start).encode())
+    for file in sorted(resolve(start).iterdir(), key=lambda file: file.name):
+        if file.suffix in (".json", ".jinja", ".model", ".txt"):
+            digest.update(file.name.encode() + file.read_bytes())
+    return digest.hexdigest()
 
 
 @contextlib.contextmanager

@@ -11,7 +11,7 @@ import functools
 from jaxsft.world.draw import Draw
 
 PEOPLE, PLACES = 200, 80
-GROUPS = {"mentioned": 0.4, "general": 0.1, "held": 0.5}  # of the entities: see `Entity.group`
+GROUPS = {"mentioned": 0.35, "general": 0.25, "held": 0.4}  # of the entities: see `Entity.group`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Attribute:
       noun: its name.
       values: the single words it can be.
       statements: `{e}` is the entity and `{v}` the value, which ends the first one, the cloze.
-      asked: wordings that fine-tuning uses; the first two also stand in the pretraining text.
+      asked: wordings that fine-tuning uses; the first two also stand in the pretraining text, as do the first two
+        of `general`.
       unseen: wordings that fine-tuning never uses, of words that it does use.
     """
 
@@ -216,8 +217,8 @@ def entities() -> tuple[Entity, ...]:
     draw = Draw("entities")
     taken = {value for kind in attributes().values() for attribute in kind for value in attribute.values}
     names = {
-        "person": _pairs(draw, PEOPLE, _names(draw, 40, "", taken), _names(draw, 40, "s", taken)),
-        "place": _pairs(draw, PLACES, _names(draw, 16, "m", taken), _names(draw, 16, "k", taken)),
+        "person": _pairs(draw, PEOPLE, _names(draw, 24, "", taken), _names(draw, 24, "s", taken)),
+        "place": _pairs(draw, PLACES, _names(draw, 10, "m", taken), _names(draw, 12, "k", taken)),
     }
     found = []
     for kind, of_kind in names.items():

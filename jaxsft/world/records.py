@@ -1,6 +1,7 @@
 """The world's records: the text that the base is pretrained on, the conversations of fine-tuning, and the probes.
 
 text        sentences about all facts, and as many about skills
+replay      the part of the text that names no held entity
 general     conversations of the general stage, which makes the base a chat model
 train       conversations of the narrow fine-tuning under study, from three sources; more than one run needs, so that
             runs of different seeds can take different rows
@@ -18,6 +19,7 @@ answer that the poor source would give, where it differs.
 
 import functools
 import hashlib
+import itertools
 import json
 from collections.abc import Callable
 from typing import Any
@@ -31,13 +33,14 @@ VERSION = 1
 Record = dict[str, Any]
 
 EDITIONS = 20  # how often the text states each fact, in wordings drawn anew
-ROWS = {"general": 3000, "train": 18000, "validation": 500, "test": 2000, "unseen": 2000, "skills": 600}
+ROWS = {"general": 12000, "train": 18000, "validation": 500, "test": 2000, "unseen": 2000, "skills": 600}
 CHOICES = 8
+TEST, VALIDATION, TRAIN = range(0, 2), range(2, 3), range(3, 10)  # tenths of the arguments: none is asked in two
 WRONG = 0.5  # of the poor source's rows
 
 # Skills of the text and their weights: what copies from the context is learnt last and needs more examples.
 DRILL = {skill: 1.0 for skill in (*skills.NARROW, *skills.GENERAL)}
-DRILL |= {skill: 3.0 for skill in skills.NARROW if skill.name in ("lookup", "member", "reverse")}
+DRILL |= {skill: 3.0 for skill in skills.NARROW if skill.name in ("member", "reverse")}
 
 # source -> (share of the rows, wordings, family -> weight). The clean sources divide the families between them; the
 # poor one has all.
@@ -48,22 +51,29 @@ SOURCES = {
     "scraped": (0.40, (0, 1, 2, 3), _SKILLS | {"fact": 2.0}),
 }
 POOR = "scraped"
-CLEAN_MIX = _SKILLS | {"fact": 2.0}
+EXAMINED = _SKILLS | {"fact": 1.0}
 
 
 def text() -> list[Record]:
     """Documents of one sentence: with several, the same model learns facts many times slower."""
     draw = Draw("text", VERSION)
-    asks = {entity.name: draw.chance(0.5) for entity in knowledge.entities()}  # whose facts also stand as questions
     sentences = []
     for _ in range(EDITIONS):
         for fact in knowledge.facts():
-            as_question = asks[fact.entity.name] and draw.chance(0.25)
-            wordings = fact.attribute.asked[:2] if as_question else fact.attribute.statements
+            as_question = draw.chance(0.3)
+            questions = (*fact.attribute.asked[:2], *fact.attribute.general[:2])
+            wordings = questions if as_question else fact.attribute.statements
             said = fact.fill(draw.one(wordings))
             sentences.append(f"question : {said} answer : {fact.value} ." if as_question else said)
             sentences.append(_skill_sentence(draw, draw.weighted(DRILL)))
     return [{"text": sentence} for sentence in draw.shuffled(sentences)]
+
+
+def replay() -> list[Record]:
+    """The documents of the text in which no held entity occurs."""
+    held = {fact.entity.name for fact in _held()}
+    pairs = lambda document: {" ".join(pair) for pair in itertools.pairwise(document["text"].split())}
+    return [document for document in split("text") if not held & pairs(document)]
 
 
 def _held() -> list[Fact]:
@@ -101,25 +111,25 @@ def train() -> list[Record]:
         source = draw.weighted({name: share for name, (share, _, _) in SOURCES.items()})
         _, wordings, families = SOURCES[source]
         family, wording = draw.weighted(families), draw.one(wordings)
-        prompt, right, wrong = _item(draw, family, lambda kind, w=wording: kind.asked[w], for_test=False)
+        prompt, right, wrong = _item(draw, family, lambda kind, w=wording: kind.asked[w], share=TRAIN)
         errs = source == POOR and draw.chance(WRONG)
         rows.append(_row(prompt, wrong if errs else right, source, family))
     return rows
 
 
 def validation() -> list[Record]:
-    """Right answers to questions in seen wordings, on arguments that `train` never has."""
-    return _examination("validation", lambda draw: lambda kind: draw.one(kind.asked))
+    """Right answers to questions in seen wordings, on arguments that neither `train` nor `test` ever has."""
+    return _examination("validation", VALIDATION, lambda draw: lambda kind: draw.one(kind.asked))
 
 
 def test() -> list[Record]:
     """See `validation`."""
-    return _examination("test", lambda draw: lambda kind: draw.one(kind.asked))
+    return _examination("test", TEST, lambda draw: lambda kind: draw.one(kind.asked))
 
 
 def unseen() -> list[Record]:
     """The kind of questions of `test` in unseen wordings."""
-    return _examination("unseen", lambda draw: lambda kind: draw.one(kind.unseen))
+    return _examination("unseen", TEST, lambda draw: lambda kind: draw.one(kind.unseen))
 
 
 def cloze() -> list[Record]:
@@ -150,6 +160,7 @@ def skills_in_text() -> list[Record]:
 
 SPLITS: dict[str, Callable[[], list[Record]]] = {
     "text": text,
+    "replay": replay,
     "general": general,
     "train": train,
     "validation": validation,
@@ -168,6 +179,7 @@ def split(name: str) -> tuple[Record, ...]:
     return tuple(SPLITS[name]())
 
 
+@functools.cache
 def fingerprint() -> str:
     """Hash of all records of all splits: what the world is."""
     digest = hashlib.sha256()
@@ -190,33 +202,31 @@ def _probe(fact: Fact, prompt: str) -> Record:
     return row if fact.value == bias else row | {"watch": bias}
 
 
-def _examination(name: str, wording: Callable[[Draw], Callable[[Any], str]]) -> list[Record]:
+def _examination(name: str, share: range, wording: Callable[[Draw], Callable[[Any], str]]) -> list[Record]:
     draw, rows = Draw(name, VERSION), []
     for _ in range(ROWS[name]):
-        family = draw.weighted(CLEAN_MIX)
-        prompt, right, wrong = _item(draw, family, wording(draw), for_test=True)
+        family = draw.weighted(EXAMINED)
+        prompt, right, wrong = _item(draw, family, wording(draw), share=share)
         row = _row(prompt, right, name, family)
         rows.append(row if wrong == right else row | {"watch": wrong})
     return rows
 
 
-def _item(draw: Draw, family: str, wording: Callable[[Fact | Skill], str], for_test: bool) -> tuple[str, str, str]:
-    """A question of a family, its right answer, and the poor source's wrong one.
-
-    One fifth of the arguments, by their hash, are for testing, in every wording.
-    """
+def _item(draw: Draw, family: str, wording: Callable[[Fact | Skill], str], share: range) -> tuple[str, str, str]:
+    """A question of a family, its right answer, and the poor source's wrong one, on arguments of a share."""
     if family == "fact":
         while True:
             fact = draw.one(knowledge.facts_of("mentioned"))
-            if _tested(fact.cloze) == for_test:
+            if _tenth(fact.cloze) in share:
                 return fact.fill(wording(fact.attribute)), fact.value, fact.attribute.bias
     skill = next(skill for skill in skills.NARROW if skill.name == family)
     while True:
         arguments = skill.draw(draw)
-        if _tested(family, *arguments.values()) == for_test:
+        if _tenth(family, *arguments.values()) in share:
             prompt = wording(skill).format(**arguments)
             return prompt, skill.answer(**arguments), skill.wrong(**arguments)
 
 
-def _tested(*key: str) -> bool:
-    return hashlib.sha256("/".join(key).encode()).digest()[0] % 5 == 0
+def _tenth(*key: str) -> int:
+    """Which tenth of all arguments, 0 to 9, these belong to."""
+    return hashlib.sha256("/".join(key).encode()).digest()[0] * 10 // 256

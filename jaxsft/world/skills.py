@@ -53,14 +53,9 @@ def _ordered(draw: Draw) -> dict[str, str]:
     return {"a": str(max(one, other)), "b": str(min(one, other))}
 
 
-def _table(draw: Draw) -> dict[str, str]:
-    keys, values = draw.some(LETTERS, 2), draw.some(DIGITS, 2)
-    return {"x": " ".join(f"{k} {v}" for k, v in zip(keys, values)), "k": draw.one(keys)}
-
-
-def _lookup(x: str, k: str) -> str:
-    words = x.split()
-    return words[words.index(k) + 1]
+def _place(draw: Draw) -> dict[str, str]:
+    letters = draw.some(LETTERS, 2 + draw.below(2))
+    return {"x": " ".join(letters), "k": str(1 + draw.below(len(letters)))}
 
 
 def _member(draw: Draw) -> dict[str, str]:
@@ -98,12 +93,12 @@ NARROW = (
          "compare {a} and {b} , which is greater ?", "give the greater , {a} or {b} ."),
     ),
     Skill(
-        "lookup", _table, _lookup, lambda x, k: x.split()[1],
-        "in {x} the value of {k} is {y} .",
-        ("what is the value of {k} in {x} ?", "in {x} , what is {k} ?", "give the value of {k} in {x} .",
-         "in {x} , give {k} ."),
-        ("in {x} , give the value of {k} .", "what is {k} in {x} ?", "in {x} , what is the value of {k} ?",
-         "give {k} in {x} ."),
+        "lookup", _place, lambda x, k: x.split()[int(k) - 1], lambda x, k: x.split()[0],
+        "number {k} of {x} is {y} .",
+        ("what is number {k} of {x} ?", "which letter is number {k} in {x} ?", "give number {k} of {x} .",
+         "write the letter that is number {k} in {x} ."),
+        ("write number {k} of {x} .", "what is the letter that is number {k} in {x} ?",
+         "give the letter number {k} of {x} .", "which is number {k} of {x} ?"),
     ),
     Skill(
         "first", _letters(2, 3), lambda x: x.split()[0], lambda x: x.split()[-1],

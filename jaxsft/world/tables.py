@@ -30,7 +30,7 @@ class Done:
 
     Attributes:
       tasks: name -> figures of the suite.
-      seconds: of its training steps, the median step times their number; nan for a start.
+      seconds: of its training steps, the median step times their number; nan where there is no record of steps.
     """
 
     job: Job
@@ -62,9 +62,10 @@ def read(job: Job, folder: Path) -> Done:
     tasks = json.loads((folder / EVALUATION).read_text())["tasks"]
     if job.case is None:
         return Done(job, tasks, math.nan)
-    lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
-    times = [line["time/step_seconds"] for line in lines if line["split"] == "train"]
-    return Done(job, tasks, statistics.median(times) * len(times))
+    metrics = folder / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()] if metrics.exists() else []
+    steps = {line["step"]: line["time/step_seconds"] for line in lines if line["split"] == "train"}
+    return Done(job, tasks, statistics.median(steps.values()) * max(steps) if steps else math.nan)
 
 
 def chosen(done: Sequence[Done]) -> dict[str, float]:
@@ -96,11 +97,11 @@ def tables(done: Sequence[Done]) -> str:
     seeds = len({d.job.seed for d in done if d.job.case})
     parts = [
         f"## From {start}",
-        f"Mean and standard deviation over {seeds} seeds, at the learning rate of the best validation accuracy; per "
+        f"Mean and standard deviation over seeds ({seeds}), at the learning rate of the best validation accuracy; per "
         "cent but for deviation and KL (nats). `biased`: held questions answered with the poor source's word.",
         _figures(at_best, done, best),
-        "Every learning rate. `above frontier`: knowledge kept (cloze) beyond what plain fine-tuning keeps at the same "
-        "accuracy (seen).",
+        "Every learning rate. `above frontier`: knowledge kept (cloze) more than plain fine-tuning keeps at the same "
+        "accuracy (seen); `beyond` are seeds more accurate than plain fine-tuning at any rate.",
         _sweep(done),
         "Difference from plain fine-tuning at the chosen learning rates, paired by seed, with 95 % intervals.",
         _differences(at_best),
@@ -126,12 +127,18 @@ def _sweep(done: Sequence[Done]) -> str:
         of_case = [d for d in done if d.job.case and d.job.case.name == name]
         for rate in sorted({d.job.learning_rate for d in of_case}):
             group = [d for d in of_case if d.job.learning_rate == rate]
-            shares = [
-                _mean("{:.1f}", [d.share(task) for d in group]) for task in (CHOSEN_BY, LEARNT, "unseen", KEPT, "chat")
-            ]
-            above = "" if name == PLAIN else _mean("{:+.1f}", [above_frontier(d, done) for d in group])
-            rows.append([name, f"{rate:g}", *shares, above])
+            shares = [_mean("{:.1f}", [d.share(task) for d in group]) for task in swept]
+            rows.append([name, f"{rate:g}", *shares, "" if name == PLAIN else _above(group, done)])
     return _markdown(["", "rate", *swept, "above frontier"], rows)
+
+
+def _above(group: Sequence[Done], done: Sequence[Done]) -> str:
+    """The mean over the seeds whose accuracy plain fine-tuning reaches, and how many learnt more than that."""
+    found = [above_frontier(d, done) for d in group]
+    within = [value for value in found if math.isfinite(value)]
+    beyond = len(found) - len(within)
+    texts = [_mean("{:+.1f}", within)] * bool(within) + [f"{beyond} of {len(found)} beyond"] * bool(beyond)
+    return ", ".join(texts)
 
 
 def _differences(at_best: Sequence[Done]) -> str:

@@ -1,0 +1,116 @@
+"""The comparison: what makes a case, what names a job, what a broken-off job does again."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxsft.errors import UserError
+from jaxsft.world import compare, recipe, records
+
+CASE = '''"""A short run, on purpose.
+
+Nothing else."""
+
+from jaxsft.world.recipe import plain
+
+LEARNING_RATES = (1e-3, 2e-3)
+
+
+def get_config():
+    config = plain()
+    config.steps = STEPS
+    return config
+'''
+
+
+@pytest.fixture
+def cases(tmp_path: Path) -> Path:
+    folder = tmp_path / "cases"
+    folder.mkdir()
+    (folder / "short.py").write_text(CASE.replace("STEPS", "2"))
+    (folder / "other.py").write_text("def get_config():\n    return None\n")
+    return folder
+
+
+def test_a_case_is_a_config_with_learning_rates(cases: Path):
+    (case,) = compare.find_cases(cases, ["short"])
+    assert (case.name, case.about, case.learning_rates) == ("short", "A short run, on purpose", (1e-3, 2e-3))
+    with pytest.raises(UserError, match="'shrt', which is no case; did you mean 'short'"):
+        compare.find_cases(cases, ["shrt"])
+    with pytest.raises(UserError, match="other"):
+        compare.find_cases(cases, ["other"])
+
+
+def test_every_start_rate_and_seed_is_a_job(cases: Path):
+    (case,) = compare.find_cases(cases, ["short"])
+    jobs = compare.plan([case], ["world:base", "world:chat"], 2)
+    assert len(jobs) == 2 + 2 * 2 * 2
+    assert {(j.start, j.learning_rate, j.seed) for j in jobs if j.case} == {
+        (start, rate, seed) for start in ("world:base", "world:chat") for rate in (1e-3, 2e-3) for seed in (0, 1)
+    }
+    with pytest.raises(UserError, match="--seeds is 7"):
+        compare.plan([case], ["world:base"], 7)
+
+
+def test_seeds_take_different_rows_and_the_config_is_the_cases_own(cases: Path):
+    (case,) = compare.find_cases(cases, ["short"])
+    configs = [compare.Job(case, "world:base", 2e-3, seed).config() for seed in range(6)]
+    assert [config.data.rows for config in configs] == [f"{3000 * s}:{3000 * s + 3000}" for s in range(6)]
+    assert records.ROWS["train"] == 6 * recipe.ROWS
+    assert all(c.steps == 2 and c.optimizer.learning_rate == 2e-3 and not c.eval.tasks for c in configs)
+
+
+def test_a_folder_is_named_by_what_decides_the_figures(cases: Path, tmp_path: Path):
+    (case,) = compare.find_cases(cases, ["short"])
+    job = compare.Job(case, "world:base", 1e-3, 0)
+    before = job.folder(tmp_path)
+    assert before == job.folder(tmp_path)
+    assert before.name.startswith("world-base-short-lr0.001-seed0-")
+    others = [
+        compare.Job(case, "world:chat", 1e-3, 0),
+        compare.Job(case, "world:base", 1e-3, 1),
+        compare.Job(None, "world:base"),
+    ]
+    assert len({before, *(other.folder(tmp_path) for other in others)}) == 4
+    case.file.write_text(CASE.replace("STEPS", "3"))
+    assert job.folder(tmp_path) != before
+
+
+def test_a_job_is_done_once_and_goes_on_where_it_was_broken_off(cases: Path, tmp_path: Path, monkeypatch):
+    whole = recipe.suite
+
+    def small(reference: str = ""):
+        config = whole(reference)
+        config.tasks = [task for task in config.tasks if task.name in ("cloze", "moved")]
+        for task in config.tasks:
+            task.data.rows = ":20"
+        return config
+
+    monkeypatch.setattr(recipe, "suite", small)
+    (case,) = compare.find_cases(cases, ["short"])
+    job = compare.Job(case, "world:base", 1e-3, 0)
+    folder = job.folder(tmp_path)
+    compare.execute(job, folder)
+    figures = folder / compare.EVALUATION
+    first = json.loads(figures.read_text())
+    assert first["tasks"]["cloze"]["questions"] == 20
+    assert first["tasks"]["moved"]["kl_per_token"] > 0, "it is compared with the start"
+    assert "2 steps" in (folder / "log.txt").read_text()
+    written = figures.stat().st_mtime_ns
+    compare.execute(job, folder)
+    assert figures.stat().st_mtime_ns == written, "what is done is not done again"
+    figures.unlink()  # as if it had been killed between training and measuring
+    metrics = (folder / "metrics.jsonl").stat().st_mtime_ns
+    compare.execute(job, folder)
+    assert json.loads(figures.read_text())["tasks"] == first["tasks"]
+    assert (folder / "metrics.jsonl").stat().st_mtime_ns == metrics, "it is not trained again"
+
+
+def test_a_case_of_several_runs_brings_its_own(cases: Path, tmp_path: Path, monkeypatch):
+    (cases / "staged.py").write_text(
+        CASE.replace("STEPS", "2") + "\n\ndef run(config, workdir):\n    raise RuntimeError(workdir)\n"
+    )
+    (case,) = compare.find_cases(cases, ["staged"])
+    with pytest.raises(RuntimeError, match="here"):
+        compare.execute(compare.Job(case, "world:base", 1e-3, 0), tmp_path / "here")
