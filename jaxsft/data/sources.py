@@ -154,10 +154,8 @@ class WorldSource:
     def __init__(self, config: SourceConfig):
         split = config.path.removeprefix(WORLD)
         if split not in world.SPLITS:
-            raise UserError(
-                f"{config.path} is no split of the world{did_you_mean(split, world.SPLITS)}; "
-                f"known are {', '.join(world.SPLITS)}."
-            )
+            hint = did_you_mean(split, world.SPLITS) or f"; known are {', '.join(world.SPLITS)}."
+            raise UserError(f"{config.path} is no split of the world{hint}")
         self.name, self.files = config.name or config.path, []
         self.selection = f"{config.path}, {world.fingerprint()}"
         self._records = world.split(split)

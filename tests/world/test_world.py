@@ -24,12 +24,15 @@ CONVERSATIONS = ("general", "train", "validation", "test", "unseen")
 
 
 def words(record: dict) -> list[str]:
-    return f"{record['prompt']} {record['completion']}".split()
+    return (record.get("text") or f"{record['prompt']} {record['completion']}").split()
 
 
 def test_the_world_is_frozen():
     """Figures are comparable only within a version: another hash needs another VERSION and new models."""
-    assert (records.VERSION, records.fingerprint()) == (1, "FINGERPRINT")
+    assert (records.VERSION, records.fingerprint()) == (
+        1,
+        "9423ad69a6cc8f0244428bbdc265a58bbf93b5dd3fe71dfb40fc98ed5af1a6fc",
+    )
 
 
 def test_draws_are_those_of_the_documented_generator():
@@ -43,7 +46,7 @@ def test_draws_are_those_of_the_documented_generator():
 
 def test_held_entities_are_in_no_conversation():
     held = {entity.name for entity in knowledge.entities() if entity.group == "held"}
-    for split in CONVERSATIONS:
+    for split in (*CONVERSATIONS, "replay"):
         for record in records.split(split):
             said = words(record)
             assert not held & {" ".join(pair) for pair in itertools.pairwise(said)}, record
@@ -80,10 +83,10 @@ def test_unseen_wordings_are_new_but_their_words_are_not():
     assert not {r["prompt"] for r in records.split("unseen")} & {r["prompt"] for r in records.split("train")}
 
 
-@pytest.mark.parametrize("split", ["validation", "test"])
-def test_examinations_ask_nothing_that_was_taught(split: str):
-    taught = {record["prompt"] for record in records.split("train")}
-    assert not taught & {record["prompt"] for record in records.split(split)}
+@pytest.mark.parametrize("split, other", [("validation", "test"), ("validation", "unseen"), ("test", "validation")])
+def test_examinations_ask_nothing_that_was_taught_or_that_learning_rates_were_chosen_by(split: str, other: str):
+    asked = {record["prompt"] for record in records.split(split)}
+    assert not asked & {record["prompt"] for record in (*records.split("train"), *records.split(other))}
     assert all(record["completion"] != record.get("watch") for record in records.split(split))
 
 
@@ -115,8 +118,8 @@ def test_splits_are_read_by_name():
     source = open_source(SourceConfig(path="world:test"))
     record, where = next(iter(source.records(3, 4)))
     assert record == records.split("test")[3] and where == "world:test, record 4"
-    with pytest.raises(UserError, match="world:tset is no split of the world; did you mean 'test'"):
-        open_source(SourceConfig(path="world:tset"))
+    with pytest.raises(UserError, match="world:unsen is no split of the world; did you mean 'unseen'"):
+        open_source(SourceConfig(path="world:unsen"))
     with pytest.raises(UserError, match="world:bass is no model of the world; known are world:base, world:chat"):
         resolve("world:bass")
 
@@ -152,10 +155,12 @@ def test_the_base_recalls_the_facts_and_has_the_skills():
     figures = measure("base", "recall", "skills")
     assert figures["recall"]["questions"] == len(knowledge.facts())
     assert figures["recall"]["exact_match"] > 0.95
-    assert all(part["exact_match"] > 0.9 for part in figures["skills"]["by_task_type"].values())
+    skill = {name: part["exact_match"] for name, part in figures["skills"]["by_task_type"].items()}
+    assert skill.pop("lookup") > 0.7
+    assert min(skill.values()) > 0.95
 
 
 def test_the_chat_start_answers_held_questions_and_still_recalls_the_facts():
     figures = measure("chat", "cloze", "chat")
-    assert figures["cloze"]["exact_match"] > 0.9
-    assert figures["chat"]["exact_match"] > 0.3
+    assert figures["cloze"]["exact_match"] > 0.95
+    assert figures["chat"]["exact_match"] > 0.5
