@@ -110,6 +110,11 @@ def make_groups(runs: list[Run], before: Run | None) -> list[Group]:
     if len({group.name for group in result}) < len(result):  # what the names share does not tell groups apart
         for group in result:
             group.name = group.runs[0].name
+    if len(result) > 1:  # what all names begin with tells nothing
+        start = _common_start([group.name for group in result])
+        begin = max(start.rfind(separator) for separator in "-_./=") + 1
+        for group in result:
+            group.name = group.name[begin:] or group.name
     return [group for family in range(len(families)) for group in frontier(result, family)]
 
 

@@ -158,8 +158,8 @@ class Column:
 
 
 def columns(story: Story) -> list[Column]:
-    """What is learnt, what is kept, the other tasks, and the loss on held-out data."""
-    result = []
+    """What is learnt, what is kept, the other tasks, the loss on held-out data, and what else was measured of tasks."""
+    result, second = [], []
     for task in story.tasks():
         head = story.metric(task)
         if head is None:
@@ -170,10 +170,10 @@ def columns(story: Story) -> list[Column]:
         result.append(Column(task, head, role, chance))
         for key in SECOND:
             if key != head.key and any(number(part.get(key)) is not None for part in parts):
-                result.append(Column(task, metric(key)))
+                second.append(Column(task, metric(key)))
     if any(group.last("eval", "loss") for group in story.groups):
         result.append(Column("eval", metric("loss")))
-    return result
+    return result + second
 
 
 def figures_table(story: Story, groups: list[Group], cols: list[Column]) -> list[dict[str, Any]]:

@@ -24,14 +24,17 @@ def summary(story: Story, answers: int = 4) -> str:
 
 
 def _questions(story: Story, count: int) -> list[str]:
-    runs = [group.runs[0] for group in story.all_groups if group.runs[0].answers]
+    asked = [group for group in story.all_groups if group.runs[0].answers]
+    runs = [group.runs[0] for group in asked]
     half = [samples(runs, task, (count + 1) // 2) for task in (story.learnt, story.kept) if task]
     texts = []
     for key in [key for keys in half for key in keys][:count]:
-        asked = runs[0].answers[key]
-        rows = [[f"  {run.name}", run.answers[key].answer or "(nothing)"] for run in runs]
-        rows = [[*row, "" if run.answers[key].correct else "wrong"] for row, run in zip(rows, runs)]
-        texts.append(f"{key[0]}: {asked.prompt}  [{asked.reference}]\n{_aligned(rows, left=2)}")
+        answers = [run.answers[key] for run in runs]
+        rows = [
+            [f"  {group.name}", answer.answer or "(nothing)", "" if answer.correct else "wrong"]
+            for group, answer in zip(asked, answers)
+        ]
+        texts.append(f"{key[0]}: {answers[0].prompt}  [{answers[0].reference}]\n{_aligned(rows, left=2)}")
     return texts
 
 

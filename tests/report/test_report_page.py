@@ -364,3 +364,11 @@ def test_no_module_needs_what_only_training_needs():
             n.module.split(".")[0] for n in ast.walk(ast.parse(file.read_text())) if isinstance(n, ast.ImportFrom)
         }
         assert not imported & {"jax", "flax", "optax", "numpy", "matplotlib"}, file
+
+
+def test_what_all_names_begin_with_is_left_out(tmp_path):
+    for name, lr in (("start-7-full-lr1", 1e-3), ("start-7-full-lr2", 2e-3), ("start-7-lora", 3e-3)):
+        made.train_record(tmp_path / name, **{"optimizer.learning_rate": lr, "batch_size": 4 + len(name)})
+        made.evaluation(tmp_path / name, made.seen_and_cloze(0.5, 0.5))
+    story = page.tell(read_runs([str(tmp_path / n) for n in ("start-7-full-lr1", "start-7-full-lr2", "start-7-lora")]))
+    assert [group.name for group in story.groups] == ["full-lr1", "full-lr2", "lora"]

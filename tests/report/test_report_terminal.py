@@ -21,5 +21,5 @@ def test_it_has_the_pages_figures_and_every_runs_answers(tmp_path: Path):
     assert seen.split()[2:] == expected
     assert len(questions) == 2
     for question in questions:
-        assert all(f"  {group.runs[0].name}" in question for group in story.all_groups)
+        assert all(f"  {group.name}" in question for group in story.all_groups)
         assert "wrong" in question, "the most contested questions come first"
