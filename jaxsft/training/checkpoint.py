@@ -1,5 +1,6 @@
 """Checkpoints of the train state, with Orbax: asynchronous, atomic, keep-latest and keep-best."""
 
+import os
 from typing import Any
 
 import jax
@@ -30,7 +31,9 @@ class Checkpoints:
                 keep_checkpoints_without_metrics=False,
             )
             keep.append(best)
-        self._directory = epath.Path(directory)
+        path = epath.Path(directory)
+        # Orbax writes arrays to absolute paths only; what epath calls absolute would drop the scheme of gs://.
+        self._directory = path if "://" in os.fspath(path) else path.absolute()
         self._checkpointer = ocp.training.Checkpointer(
             self._directory,
             save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
