@@ -63,6 +63,7 @@ def render(story: Story, questions: int = 8, shown: int = 3) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
+    environment.globals["breakable"] = lambda name: Markup("_<wbr>").join(name.split("_"))
     environment.globals["marker"] = lambda kind: Markup(marker(kind, 6, 6, 4.6))
     template = environment.from_string(files.joinpath("page.html").read_text(encoding="utf-8"))
     cols = columns(story)

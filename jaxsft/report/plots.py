@@ -72,14 +72,15 @@ def curves(story: Story) -> list[str]:
             axes.append(axis)
             panels.append(panel)
 
-    for task in dict.fromkeys(tasks):
-        head = _headline(story, task)
-        for kind in [head, *(metric(key) for key in SECOND)] if head else []:
-            if kind is head or kind.key != head.key:
-                add(_axis(f"{task}: {kind.label}", kind), _panel(story, task, kind.key))
+    heads = {task: head for task in dict.fromkeys(tasks) if (head := _headline(story, task))}
+    for task, head in heads.items():
+        add(_axis(f"{task}: {head.label}", head), _panel(story, task, head.key))
     losses = _panel(story, "eval", "loss")
     thin = [Line(line.points, "" if losses else line.label, line.ink, thin=bool(losses)) for line in _training(story)]
     add(Axis("loss" + (" (held out; faint: training)" if losses else " (training)")), losses + thin)
+    for task, head in heads.items():
+        for kind in (metric(key) for key in SECOND if key != head.key):
+            add(_axis(f"{task}: {kind.label}", kind), _panel(story, task, kind.key))
     steps = [x for panel in panels for line in panel for x, _ in line.points]
     room = charts.label_room([line.label for panel in panels for line in panel])
     return [charts.lines(p, axis, x_range=(min(steps), max(steps)), room=room) for p, axis in zip(panels, axes)]

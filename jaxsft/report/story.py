@@ -9,6 +9,7 @@ from jaxsft.report.groups import Estimate, Group, differing_fields, flatten, hea
 from jaxsft.report.ink import BEFORE, Ink, ink
 from jaxsft.report.read import LOSS_SPLITS, Run, number
 
+FEW = 3  # groups that the verdict speaks of one by one
 KEPT_WORDS = ("knowledge", "cloze", "kept", "retention")
 
 
@@ -87,7 +88,8 @@ def _instead(role: str, wanted: str, taken: str, any_tasks: bool) -> str:
 
 
 def verdict(story: Story) -> list[dict[str, Any]]:
-    """One clause for the group that learnt most, and one for the group that kept most if that is another.
+    """One clause for the group that learnt most, one for the group that kept most if that is another, and one for each
+    other where they are few.
 
     Returns:
       Dicts of `name`, `ink`, `role` (what it is best at; "" where there is but one group) and `moves`, each of which
@@ -108,6 +110,10 @@ def verdict(story: Story) -> list[dict[str, Any]]:
             role += f" ({near[0] if len(near) == 1 else f'{len(near)} others'} within a standard error)"
         if all(clause["name"] != best.name for clause in clauses):
             clauses.append({"name": best.name, "ink": story.ink(best), "role": role, "moves": _moves(story, best)})
+    told = {clause["name"] for clause in clauses}
+    if clauses and len(groups) <= FEW:
+        others = [group for group in groups if group.name not in told and _moves(story, group)]
+        clauses += [{"name": g.name, "ink": story.ink(g), "role": "", "moves": _moves(story, g)} for g in others]
     losses = [(loss.value, group) for group in groups if (loss := group.last("eval", "loss"))]
     if not clauses and losses:
         _, best = min(losses, key=lambda pair: pair[0])
