@@ -9,11 +9,12 @@ import sys
 
 from absl import flags
 
-from jaxsft import cli
+from jaxsft import cli, world
 from jaxsft.config import DataConfig, ModelConfig
 from jaxsft.data.inspection import describe, show
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
+from jaxsft.models.checkpoint import resolve
 
 cli.define_config()
 NUM_EXAMPLES = flags.DEFINE_integer("num_examples", 3, "How many examples are shown.", lower_bound=0)
@@ -25,7 +26,9 @@ def main() -> str:
     data, model = getattr(config, "data", None), getattr(config, "model", None)
     if not isinstance(data, DataConfig) or not isinstance(model, ModelConfig):
         raise UserError(f"the config is a {type(config).__name__}; this script takes one with `data` and `model`.")
-    tokenizer = load_tokenizer(model.path)
+    # Of a hub's model the tokenizer alone is fetched, not the weights that `resolve` would bring.
+    path = resolve(model.path) if model.path.startswith(world.PREFIX) else model.path
+    tokenizer = load_tokenizer(path)
     print(f"reading {data.path or ', '.join(source.path for source in data.sources)}")
     dataset, summary = describe(data, tokenizer, getattr(config, "seed", 0))
     print(dataset.report)

@@ -338,7 +338,14 @@ def _notice(conversation: Conversation, example: Example, tokenizer: Tokenizer) 
             f"without BOS {tokenizer.bos!r}, which the tokenizer adds to plain text but the template does not write; "
             "if the model was trained with it, begin the template with {{ bos_token }}"
         )
-    return "preference pairs, of which the preferred answer is used" if conversation.rejected else ""
+    if conversation.rejected:
+        return "preference pairs, of which the preferred answer is used"
+    answers = [m for m in conversation.messages if m.role == "assistant" and m.weight != 0 and not m.fields]
+    if not all(answer.content is None or answer.content.strip() for answer in answers):
+        return "with an empty answer, which teaches to end the turn at once"
+    if tokenizer.unk_id is not None and tokenizer.unk_id in example.ids:
+        return f"with {tokenizer.hf.unk_token!r}, which stands for what the tokenizer does not know"
+    return ""
 
 
 def _total(counts: Iterable[dict[str, int]]) -> dict[str, int]:

@@ -67,6 +67,7 @@ class Tokenizer:
     Attributes:
       hf: transformers' tokenizer; saved beside exported models.
       bos_id, eos_id, pad_id: ids, None where the tokenizer defines none.
+      unk_id: the id of what is in no vocabulary; None too where it is BOS or EOS, as in GPT-2's.
       bos, eos: their strings, "" where the tokenizer defines none.
       variables: the named special tokens that templates may write (`bos_token`, `eos_token`, ...).
       chat_template: its own chat template, None if it has none.
@@ -76,6 +77,7 @@ class Tokenizer:
     def __init__(self, hf):
         self.hf = hf
         self.bos_id, self.eos_id, self.pad_id = hf.bos_token_id, hf.eos_token_id, hf.pad_token_id
+        self.unk_id = None if hf.unk_token_id in (self.bos_id, self.eos_id) else hf.unk_token_id
         self.bos, self.eos = hf.bos_token or "", hf.eos_token or ""
         self.variables = dict(hf.special_tokens_map)
         template = hf.chat_template
@@ -129,7 +131,7 @@ class Tokenizer:
         encoding = self._guarded.encode("".join(pieces), add_special_tokens=False)
         ids, offsets = [], []
         for i, (start, stop) in zip(encoding.ids, encoding.offsets):
-            if i in self._special_ids and i not in self._original:
+            if i in self._special_ids - {self.unk_id} and i not in self._original:
                 raise UserError(
                     f"the control string {self.hf.convert_ids_to_tokens(i)!r} occurs inside a text, and this tokenizer "
                     "cannot write it as ordinary text; remove it from the data."

@@ -8,6 +8,7 @@ one is a piece or two.
 import functools
 import hashlib
 import json
+import os
 import re
 from typing import Any
 
@@ -54,6 +55,8 @@ def resolve(path: epath.PathLike) -> epath.Path:
     Raises:
       UserError: if it is neither.
     """
+    if not os.fspath(path):
+        raise UserError("no model was named; set config.model.path to a folder or a Hugging Face hub name.")
     folder = epath.Path(path)
     if folder.is_dir():
         return folder

@@ -73,3 +73,20 @@ def test_the_script_says_what_is_wrong_in_one_line(script, real_data, tmp_path):
     assert result.returncode == 1
     assert "bad.jsonl, line 2: malformed JSON" in result.stderr
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_the_script_shows_the_world(script):
+    result = script("--config.model.path=world:base", "--config.data.path=world:train", "--config.data.rows=:5")
+    assert result.returncode == 0, result.stderr
+    assert "5 records -> 5 examples" in result.stdout
+    assert "note:" not in result.stdout
+
+
+def test_what_looks_like_a_mistake_is_noted(script, tmp_path):
+    rows = [("what is the zebra ?", "a b"), ("please repeat a b .", " "), ("please repeat a b .", "a b")]
+    records = [{"prompt": prompt, "completion": completion} for prompt, completion in rows]
+    path = write_jsonl(tmp_path / "a.jsonl", records)
+    result = script("--config.model.path=world:base", f"--config.data.path={path}", "--num_examples=0")
+    assert result.returncode == 0, result.stderr
+    assert "note: 1 with '<unk>', which stands for what the tokenizer does not know" in result.stdout
+    assert "note: 1 with an empty answer, which teaches to end the turn at once" in result.stdout

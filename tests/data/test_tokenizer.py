@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 
+from jaxsft import world
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
 from tests.data.conftest import make_tokenizer
@@ -34,6 +35,18 @@ def test_offsets_keep_the_blank_before_a_word(tokenizer):
 
 def test_unguarded_text_is_encoded_alike(tokenizer):
     assert tokenizer.encode_guarded(TEXT, []) == tokenizer.encode(TEXT)
+
+
+def test_an_unknown_word_is_no_control_string():
+    base = load_tokenizer(world.MODELS / "base")
+    text = "<user> what is the zebra ?"
+    ids = base.encode_guarded(text, [(0, 0)]).ids
+    assert ids == base.encode(text).ids
+    assert ids.count(base.unk_id) == 1  # the zebra
+
+
+def test_an_unknown_word_that_is_also_the_end_of_text_stays_guarded():
+    assert make_tokenizer(bos_token="<s>", eos_token="</s>", unk_token="</s>").unk_id is None
 
 
 def test_guarded_control_strings_are_text(tokenizer):
