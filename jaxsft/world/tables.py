@@ -133,12 +133,17 @@ def _sweep(done: Sequence[Done]) -> str:
 
 
 def _above(group: Sequence[Done], done: Sequence[Done]) -> str:
-    """The mean over the seeds whose accuracy plain fine-tuning reaches, and how many learnt more than that."""
+    """The mean over the seeds whose accuracy plain fine-tuning reaches, and how many learnt more than that.
+
+    Without plain fine-tuning there is no frontier, and "-".
+    """
+    if PLAIN not in _names(done):
+        return "-"
     found = [above_frontier(d, done) for d in group]
     within = [value for value in found if math.isfinite(value)]
     beyond = len(found) - len(within)
-    texts = [_mean("{:+.1f}", within)] * bool(within) + [f"{beyond} of {len(found)} beyond"] * bool(beyond)
-    return ", ".join(texts)
+    mean = [_mean("{:+.1f}", within)] if within else []
+    return ", ".join(mean + [f"{beyond} of {len(found)} beyond"] * bool(beyond))
 
 
 def _differences(at_best: Sequence[Done]) -> str:

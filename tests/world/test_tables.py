@@ -85,6 +85,14 @@ def test_means_deviations_and_paired_intervals():
 def test_seeds_more_accurate_than_plain_fine_tuning_are_counted_apart():
     others = [done(OTHER, 1e-3, 0, 0.70, 0.75), done(OTHER, 1e-3, 1, 0.90, 0.70)]
     assert row(tables.tables([START, *PLAIN_RUNS, *others]), "other", 1)[-1] == "+10.0, 1 of 2 beyond"
+    others[0] = done(OTHER, 1e-3, 0, 0.90, 0.75)
+    assert row(tables.tables([START, *PLAIN_RUNS, *others]), "other", 1)[-1] == "2 of 2 beyond"
+
+
+def test_without_plain_fine_tuning_there_is_no_frontier():
+    text = tables.tables([START, done(OTHER, 1e-3, 0, 0.70, 0.75)])
+    assert row(text, "other")[2] == "70.0"
+    assert row(text, "other", 1)[-1] == "-"
 
 
 def test_a_case_without_a_record_of_steps_has_no_time(tmp_path: Path):
