@@ -8,7 +8,7 @@ What a model of the embedded world learns, and what it forgets, in half a minute
 from jaxsft.config import TrainConfig
 from jaxsft.world.recipe import plain
 
-LEARNING_RATES = (3e-4, 6e-4, 1e-3, 2e-3)  # what scripts/compare.py sweeps
+LEARNING_RATES = (1e-4, 3e-4, 6e-4, 1e-3, 2e-3)  # what scripts/compare.py sweeps
 
 
 def get_config() -> TrainConfig:
