@@ -18,7 +18,7 @@ from jaxsft.training.distributed import initialize
 from jaxsft.training.restore import is_workdir
 
 cli.define_config()
-MODEL = flags.DEFINE_string("model", None, "Hugging Face folder or hub name, or a workdir.")
+MODEL = flags.DEFINE_string("model", None, "Hugging Face folder or hub name, a workdir, or world:base.")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the figures to; for a workdir: its evaluation.json.")
 
 
@@ -44,7 +44,10 @@ def main() -> str:
 def _output(model: str) -> epath.Path:
     """Where the figures go."""
     if not OUTPUT.value and not is_workdir(model):
-        raise UserError("--output is missing; name a JSON file for the figures.")
+        raise UserError(
+            f"--output is missing, and --model={model} is no workdir of a run that could hold the figures; mend "
+            "--model, or name a JSON file for them."
+        )
     output = epath.Path(OUTPUT.value) if OUTPUT.value else epath.Path(model) / "evaluation.json"
     if output.suffix == ".jsonl":
         raise UserError(f"--output is {output}; that name is for the answers, so name a .json file for the figures.")

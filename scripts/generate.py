@@ -19,7 +19,7 @@ from jaxsft.files import write_text
 from jaxsft.sharding import make_mesh
 from jaxsft.training.restore import open_model
 
-MODEL = flags.DEFINE_string("model", None, "Hugging Face folder or hub name, or a workdir.")
+MODEL = flags.DEFINE_string("model", None, "Hugging Face folder or hub name, a workdir, or world:chat.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be given several times.")
 PROMPTS = flags.DEFINE_string("prompts", None, "File of records with `prompt` or `messages`.")
 OUTPUT = flags.DEFINE_string("output", None, "JSON Lines file to which prompts and answers are written too.")
@@ -49,13 +49,19 @@ def main() -> str:
     count = f"{len(prompts)} prompt{'s' if len(prompts) > 1 else ''}"
     print(f"{count}, {mode}, {sampling}")
     ids = [prompter.encode(prompt) for prompt in prompts]
+    unknown = sum(sum(i == model.tokenizer.unk_id for i in of_prompt) for of_prompt in ids)
+    if unknown:
+        print(f"note: {unknown} tokens of what is asked are {model.tokenizer.hf.unk_token!r}: not in the vocabulary")
     began = time.monotonic()
     key = jax.random.key(SEED.value)
     with jax.set_mesh(mesh):
         new = generate(model.decoder, model.params, model.adapters, ids, sampling, key, batch_size=BATCH_SIZE.value)
     seconds = time.monotonic() - began
     answers = [prompter.decode(before, after) for before, after in zip(ids, new)]
-    print("\n".join(f"\n{answer}" for answer in answers) + "\n")
+    for prompt, answer in zip(prompts, answers):
+        asked = prompt if isinstance(prompt, str) else prompt[-1].content
+        print(f"\n> {asked}\n{answer.strip()}" if len(prompts) > 1 else f"\n{answer}")
+    print()
     if OUTPUT.value:
         records = [{"prompt": as_json(p), "answer": a, "tokens": len(n)} for p, a, n in zip(prompts, answers, new)]
         write_text(OUTPUT.value, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))

@@ -50,6 +50,12 @@ class Sampling:
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {self.max_new_tokens}; it must be positive.")
 
+    def __str__(self) -> str:
+        parts = [f"temperature {self.temperature:g}" if self.temperature else "the likeliest tokens"]
+        parts += [f"top_k {self.top_k}"] * bool(self.temperature and self.top_k)
+        parts += [f"top_p {self.top_p:g}"] * bool(self.temperature and self.top_p < 1)
+        return ", ".join([*parts, f"at most {self.max_new_tokens}"])
+
 
 def generate(
     decoder: Any,

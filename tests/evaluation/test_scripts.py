@@ -36,6 +36,7 @@ def runs(tmp_path_factory):
         f"--output={here / 'out'}",
     )
     (here / "prompts.jsonl").write_text('{"prompt": "Hello"}\n')
+    known, unknown = ("--prompt=please repeat b c d .", "--prompt=please repeat the zebra .")
     sampling = ["--temperature=1", "--top_k=40", "--top_p=0.9", "--max_new_tokens=5", "--seed=1", "--batch_size=4"]
     cache = f"--config.data.cache_dir={here / 'cache'}"
     (here / "asked.jsonl").write_text('{"prompt": "Hello", "completion": "world", "choices": ["world", "moon"]}\n')
@@ -44,6 +45,7 @@ def runs(tmp_path_factory):
         "evaluate": [*NLL, model, text, out, cache],
         "suite": ["evaluate", f"--config={here / 'suite.py'}", model, f"--output={here / 'suite.json'}"],
         "no output": [*NLL, model, text, cache],
+        "no workdir": [*NLL, f"--model={here / 'misspelt'}", text, cache],
         "no file": [*NLL, model, "--config.data.path=nowhere.jsonl", out, cache],
         "no model": [*NLL, "--model=/nowhere/at/all", text, out, cache],
         "generate": [
@@ -54,6 +56,7 @@ def runs(tmp_path_factory):
             *sampling,
             out + "2",
         ],
+        "generate two": ["generate", "--model=world:chat", known, unknown],
         "export": ["export", model, f"--output={here / 'exported'}", "--format=hf", "--dtype=bfloat16"],
     }
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
@@ -107,12 +110,21 @@ def test_generate_prints_answers(runs):
     status, stdout, stderr = results["generate"]
     assert status == 0, stderr
     assert "the template 'plain'" in stdout
-    assert "Sampling(temperature=1.0, top_k=40, top_p=0.9, max_new_tokens=5, stop_ids=(1,))" in stdout
+    assert "temperature 1, top_k 40, top_p 0.9, at most 5" in stdout
     assert " new tokens for 1 prompt in " in stdout.splitlines()[-1]
     (record,) = map(json.loads, (here / "out2").read_text().splitlines())
     assert record["prompt"] == "Hello"
     assert 1 <= record["tokens"] <= 5
     assert record["answer"] in stdout
+
+
+def test_generate_prints_several_answers_under_their_prompts(runs):
+    _, results = runs
+    status, stdout, stderr = results["generate two"]
+    assert status == 0, stderr
+    assert "the likeliest tokens, at most 128" in stdout
+    assert "note: 1 tokens of what is asked are '<unk>'" in stdout
+    assert "\n> please repeat b c d .\nb c d\n\n> please repeat the zebra .\n" in stdout
 
 
 def test_export_writes_a_folder(runs):
@@ -131,6 +143,7 @@ def test_export_writes_a_folder(runs):
         ("no file", "nowhere.jsonl"),
         ("no model", "/nowhere/at/all"),
         ("no output", "--output is missing"),
+        ("no workdir", "misspelt is no workdir of a run"),
     ],
 )
 def test_errors_are_one_sentence(runs, name, words):
