@@ -12,9 +12,10 @@ from pathlib import Path
 from absl import flags
 
 from jaxsft import cli
+from jaxsft.comparison import workers
+from jaxsft.comparison.jobs import EVALUATION, execute, find_cases, plan
 from jaxsft.errors import UserError
 from jaxsft.files import write_text
-from jaxsft.world import compare, workers
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "world"
 
@@ -31,15 +32,15 @@ def main() -> str:
     if not OUTPUT.value:
         raise UserError("--output is missing; name a folder for the runs.")
     output = Path(OUTPUT.value)
-    cases = compare.find_cases(CONFIGS, CASES.value)
-    jobs = compare.plan(cases, STARTS.value, SEEDS.value)
+    cases = find_cases(CONFIGS, CASES.value)
+    jobs = plan(cases, STARTS.value, SEEDS.value)
     folders = [job.folder(output) for job in jobs]
-    open_jobs = [(job, folder) for job, folder in zip(jobs, folders) if not (folder / compare.EVALUATION).exists()]
+    open_jobs = [(job, folder) for job, folder in zip(jobs, folders) if not (folder / EVALUATION).exists()]
     print("\n".join(f"{case.name}: {case.about}" for case in cases))
     print(f"{len(jobs)} jobs, {len(jobs) - len(open_jobs)} of them done")
     if open_jobs:
-        workers.run(compare.execute, open_jobs, JOBS.value)
-    from jaxsft.world import tables  # SciPy is slow to import
+        workers.run(execute, open_jobs, JOBS.value)
+    from jaxsft.comparison import tables  # SciPy is slow to import
 
     done = [tables.read(job, folder) for job, folder in zip(jobs, folders)]
     text = "\n\n".join(tables.tables([d for d in done if d.job.start == start]) for start in STARTS.value)

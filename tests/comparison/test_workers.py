@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from jaxsft.comparison import workers
 from jaxsft.errors import UserError
-from jaxsft.world import workers
 
 
 def work(job: str, folder: Path) -> None:

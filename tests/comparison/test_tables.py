@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from scipy import stats
 
-from jaxsft.world import tables
-from jaxsft.world.compare import Case, Job
-from jaxsft.world.tables import Done
+from jaxsft.comparison import tables
+from jaxsft.comparison.jobs import Case, Job
+from jaxsft.comparison.tables import Done
 
 PLAIN, OTHER = Case("full", Path("full.py"), "", (1e-3, 3e-3)), Case("other", Path("other.py"), "", (1e-3,))
 

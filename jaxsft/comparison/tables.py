@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from jaxsft.world.compare import EVALUATION, Job
+from jaxsft.comparison.jobs import EVALUATION, Job
 
 LEARNT, KEPT, CHOSEN_BY, PLAIN = "seen", "cloze", "validation", "full"
 

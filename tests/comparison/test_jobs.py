@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from jaxsft.comparison.jobs import EVALUATION, Job, execute, find_cases, plan
 from jaxsft.errors import UserError
-from jaxsft.world import compare, recipe, records
+from jaxsft.world import recipe, records
 
 CASE = '''"""A short run, on purpose.
 
@@ -34,43 +35,43 @@ def cases(tmp_path: Path) -> Path:
 
 
 def test_a_case_is_a_config_with_learning_rates(cases: Path):
-    (case,) = compare.find_cases(cases, ["short"])
+    (case,) = find_cases(cases, ["short"])
     assert (case.name, case.about, case.learning_rates) == ("short", "A short run, on purpose", (1e-3, 2e-3))
     with pytest.raises(UserError, match="'shrt', which is no case; did you mean 'short'"):
-        compare.find_cases(cases, ["shrt"])
+        find_cases(cases, ["shrt"])
     with pytest.raises(UserError, match="other"):
-        compare.find_cases(cases, ["other"])
+        find_cases(cases, ["other"])
 
 
 def test_every_start_rate_and_seed_is_a_job(cases: Path):
-    (case,) = compare.find_cases(cases, ["short"])
-    jobs = compare.plan([case], ["world:base", "world:chat"], 2)
+    (case,) = find_cases(cases, ["short"])
+    jobs = plan([case], ["world:base", "world:chat"], 2)
     assert len(jobs) == 2 + 2 * 2 * 2
     assert {(j.start, j.learning_rate, j.seed) for j in jobs if j.case} == {
         (start, rate, seed) for start in ("world:base", "world:chat") for rate in (1e-3, 2e-3) for seed in (0, 1)
     }
     with pytest.raises(UserError, match="--seeds is 7"):
-        compare.plan([case], ["world:base"], 7)
+        plan([case], ["world:base"], 7)
 
 
 def test_seeds_take_different_rows_and_the_config_is_the_cases_own(cases: Path):
-    (case,) = compare.find_cases(cases, ["short"])
-    configs = [compare.Job(case, "world:base", 2e-3, seed).config() for seed in range(6)]
+    (case,) = find_cases(cases, ["short"])
+    configs = [Job(case, "world:base", 2e-3, seed).config() for seed in range(6)]
     assert [config.data.rows for config in configs] == [f"{3000 * s}:{3000 * s + 3000}" for s in range(6)]
     assert records.ROWS["train"] == 6 * recipe.ROWS
     assert all(c.steps == 2 and c.optimizer.learning_rate == 2e-3 and not c.eval.tasks for c in configs)
 
 
 def test_a_folder_is_named_by_what_decides_the_figures(cases: Path, tmp_path: Path):
-    (case,) = compare.find_cases(cases, ["short"])
-    job = compare.Job(case, "world:base", 1e-3, 0)
+    (case,) = find_cases(cases, ["short"])
+    job = Job(case, "world:base", 1e-3, 0)
     before = job.folder(tmp_path)
     assert before == job.folder(tmp_path)
     assert before.name.startswith("world-base-short-lr0.001-seed0-")
     others = [
-        compare.Job(case, "world:chat", 1e-3, 0),
-        compare.Job(case, "world:base", 1e-3, 1),
-        compare.Job(None, "world:base"),
+        Job(case, "world:chat", 1e-3, 0),
+        Job(case, "world:base", 1e-3, 1),
+        Job(None, "world:base"),
     ]
     assert len({before, *(other.folder(tmp_path) for other in others)}) == 4
     case.file.write_text(CASE.replace("STEPS", "3"))
@@ -88,21 +89,21 @@ def test_a_job_is_done_once_and_goes_on_where_it_was_broken_off(cases: Path, tmp
         return config
 
     monkeypatch.setattr(recipe, "suite", small)
-    (case,) = compare.find_cases(cases, ["short"])
-    job = compare.Job(case, "world:base", 1e-3, 0)
+    (case,) = find_cases(cases, ["short"])
+    job = Job(case, "world:base", 1e-3, 0)
     folder = job.folder(tmp_path)
-    compare.execute(job, folder)
-    figures = folder / compare.EVALUATION
+    execute(job, folder)
+    figures = folder / EVALUATION
     first = json.loads(figures.read_text())
     assert first["tasks"]["cloze"]["questions"] == 20
     assert first["tasks"]["moved"]["kl_per_token"] > 0, "it is compared with the start"
     assert "2 steps" in (folder / "log.txt").read_text()
     written = figures.stat().st_mtime_ns
-    compare.execute(job, folder)
+    execute(job, folder)
     assert figures.stat().st_mtime_ns == written, "what is done is not done again"
     figures.unlink()  # as if it had been killed between training and measuring
     metrics = (folder / "metrics.jsonl").stat().st_mtime_ns
-    compare.execute(job, folder)
+    execute(job, folder)
     assert json.loads(figures.read_text())["tasks"] == first["tasks"]
     assert (folder / "metrics.jsonl").stat().st_mtime_ns == metrics, "it is not trained again"
 
@@ -111,6 +112,6 @@ def test_a_case_of_several_runs_brings_its_own(cases: Path, tmp_path: Path, monk
     (cases / "staged.py").write_text(
         CASE.replace("STEPS", "2") + "\n\ndef run(config, workdir):\n    raise RuntimeError(workdir)\n"
     )
-    (case,) = compare.find_cases(cases, ["staged"])
+    (case,) = find_cases(cases, ["staged"])
     with pytest.raises(RuntimeError, match="here"):
-        compare.execute(compare.Job(case, "world:base", 1e-3, 0), tmp_path / "here")
+        execute(Job(case, "world:base", 1e-3, 0), tmp_path / "here")

@@ -1,0 +1,1 @@
+"""Methods compared on the embedded world: jobs, the processes that do them, and tables."""
