@@ -87,6 +87,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
+        _explain_overrides(argv)
         raise UserError(f"{str(error).rstrip('.')}; --help lists the flags.") from error
     except (OSError, ImportError) as error:
         raise UserError(f"--config could not be read: {error}.") from error
@@ -105,7 +106,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _explain_overrides(argv: Sequence[str]) -> None:
-    """Raises for the first override of a field that does not exist, naming the nearest one."""
+    """Raises for the first override of a field that does not exist, naming the nearest one, or that no flag can set."""
     for file, *argument in _config_files(argv):
         config = runpy.run_path(file)["get_config"](*argument)
         for override in (a.lstrip("-") for a in argv):
@@ -120,7 +121,7 @@ def _config_files(argv: Sequence[str]) -> list[list[str]]:
 
 
 def _check_path(config: Any, path: str) -> None:
-    """Refuses an override of a field that does not exist, naming the nearest one."""
+    """Refuses an override of a field that does not exist, naming the nearest one, or that is a dict."""
     node, done = config, "config"
     for part in path.split(".")[1:]:
         name = part.split("[")[0]
@@ -135,3 +136,5 @@ def _check_path(config: Any, path: str) -> None:
                 raise UserError(f"{done}.{part} does not exist; {done}.{name} has {len(node)} entries.")
             node = node[index]
         done = f"{done}.{part}"
+    if isinstance(node, dict):
+        raise UserError(f"{done} is a dict, which no flag can set; copy the config's file and set it there.")

@@ -389,7 +389,7 @@ def validate(config: Any, where: str = "config") -> None:
         choices = CHOICES.get(own, CHOICES.get(name))
         if choices and value not in choices:
             raise UserError(
-                f"{path} is {value!r}; choose one of {', '.join(choices)}{did_you_mean(str(value), choices)}."
+                f"{path} is {value!r}; choose one of {', '.join(choices)}{did_you_mean(str(value), choices) or '.'}"
             )
         if (name in POSITIVE or own in POSITIVE) and not value > 0:
             raise UserError(f"{path} is {value!r}; it must be positive.")
@@ -455,7 +455,7 @@ def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
     fields = {}
     for name, value in values.items():
         if name not in hints:
-            raise UserError(f"{where}.{name} is no field of {kind.__name__}{did_you_mean(name, hints)}.")
+            raise UserError(f"{where}.{name} is no field of {kind.__name__}{did_you_mean(name, hints) or '.'}")
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
             value = from_dict(hint, value, f"{where}.{name}")

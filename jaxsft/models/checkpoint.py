@@ -253,7 +253,7 @@ def _check_tensors(
     for tensor in wanted:
         if tensor.name not in files:
             hint = "; is tie_word_embeddings missing in config.json?" if tensor.logical == "head.kernel" else ""
-            raise UserError(f"{folder} has no tensor {tensor.name}{hint or did_you_mean(tensor.name, files)}.")
+            raise UserError(f"{folder} has no tensor {tensor.name}{hint or did_you_mean(tensor.name, files) or '.'}")
         file, key = files[tensor.name]
         if file.entries[key].shape != tensor.shape:
             raise UserError(

@@ -66,6 +66,7 @@ def test_no_weights(command, tmp_path):
         ("optimizer.name=adamm", ("adamm", "adamw")),
         ("optimizer.learning_rate=-1.0", ("learning_rate", "positive")),
         ("optimizer.learning_rte=1e-3", ("learning_rte", "learning_rate")),
+        ("data.fields={'q': 'prompt'}", ("config.data.fields is a dict", "set it there")),
         ("mesh.fsdp=3", ("mesh", "devices")),
         ("batch_size=9", ("batch_size", "accumulate")),
     ],
