@@ -18,6 +18,7 @@ fi
 echo "== installing jaxsft and what it needs (a minute or two the first time)"
 python -m pip install --quiet --disable-pip-version-check --editable .
 
+export JAX_PLATFORMS="${JAX_PLATFORMS:-cpu}"  # so small a model is at home there
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.jax_cache}"
 step() { # says what is run, and runs it
   printf '\n== %s\n$ python %s\n' "$1" "${*:2}"
