@@ -24,6 +24,7 @@ def get_config() -> TrainConfig:
     config.optimizer.schedule = "cosine"
     config.epochs = 3.0
     config.batch_size = 16  # rows an optimizer step; packed rows hold several examples
+    # Of a few dozen records packing makes less than one step's rows: then config.data.packing = False.
 
     config.checkpoint.every = 200
     config.eval.every = 100

@@ -8,9 +8,12 @@ Figures go to WORKDIR/evaluation.json, answers to WORKDIR/evaluation.jsonl; --ou
 
 from jaxsft.config import DataConfig, SuiteConfig, TaskConfig
 
+TEMPLATE = "auto"  # the run's or the tokenizer's own; else chatml, llama2, alpaca, plain or a .jinja file
+LONGEST = 1_000_000  # the model's context, where that is shorter
+
 
 def get_config(path: str = "heldout.jsonl") -> SuiteConfig:
-    data = lambda: DataConfig(path=path, max_length=1_000_000)  # the model's context, where that is shorter
+    data = lambda: DataConfig(path=path, template=TEMPLATE, max_length=LONGEST)
     return SuiteConfig(
         tasks=[
             TaskConfig(name="likelihood", task="perplexity", data=data()),

@@ -127,7 +127,8 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
     trained, frozen = parameter_count(program.state.params), parameter_count(program.frozen)
     _say(
         f"model: {path.name}, {arch.num_layers} layers, {trained:,} trained and {frozen:,} frozen parameters; "
-        f"mesh: {dict(zip(mesh.axis_names, mesh.axis_sizes))}; {steps} steps of {config.batch_size} rows"
+        f"mesh: {dict(zip(mesh.axis_names, mesh.axis_sizes))}; "
+        f"{steps} step{'s' if steps > 1 else ''} of {config.batch_size} rows, of which an epoch has {loader.rows()}"
     )
     began = time.monotonic()
     compiled = program.compile()

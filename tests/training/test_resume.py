@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -100,6 +101,7 @@ def test_sigterm_saves_and_the_same_command_resumes(undisturbed, command, tmp_pa
     again = run(arguments)
     assert again.returncode == 0, again.stderr
     assert "resuming at step" in again.stdout
+    assert re.search(r"; 24 steps of 8 rows, of which an epoch has [1-9]\d*\n", again.stdout)
     assert lines(workdir) == expected
 
 
