@@ -22,6 +22,7 @@ from scipy import stats
 from jaxsft.comparison.jobs import EVALUATION, Job
 
 LEARNT, KEPT, CHOSEN_BY, PLAIN = "seen", "cloze", "validation", "full"
+DIFFERENCES = "Difference from plain fine-tuning at the chosen learning rates, paired by seed, with 95 % intervals."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +96,7 @@ def tables(done: Sequence[Done]) -> str:
     at_best = [d for d in done if d.job.case is None or d.job.learning_rate == best[d.job.case.name]]
     start = next(d.job.start for d in done if d.job.case is None)
     seeds = len({d.job.seed for d in done if d.job.case})
+    differences = _differences(at_best)
     parts = [
         f"## From {start}",
         f"Mean and standard deviation over seeds ({seeds}), at the learning rate of the best validation accuracy; per "
@@ -103,8 +105,7 @@ def tables(done: Sequence[Done]) -> str:
         "Every learning rate. `above frontier`: knowledge kept (cloze) more than plain fine-tuning keeps at the same "
         "accuracy (seen); `beyond` are seeds more accurate than plain fine-tuning at any rate.",
         _sweep(done),
-        "Difference from plain fine-tuning at the chosen learning rates, paired by seed, with 95 % intervals.",
-        _differences(at_best),
+        differences and f"{DIFFERENCES}\n\n{differences}",
         "Accuracy on seen wordings by family.",
         _families(at_best),
     ]

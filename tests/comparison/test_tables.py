@@ -78,6 +78,7 @@ def test_means_deviations_and_paired_intervals():
     assert row(text, "other", 1)[-1].startswith(f"{mean:+.1f} ± ")
     differences = [-10.0, -2.0]  # on seen, of seeds 0 and 1
     low, high = stats.t.interval(0.95, 1, loc=-6.0, scale=stats.sem(differences))
+    assert tables.DIFFERENCES in text
     assert row(text, "other", 2)[1] == f"-6.0 ± {(high - low) / 2:.1f}"
     assert row(text, "full", 3)[1] == "81 ± 1"
 
@@ -93,6 +94,7 @@ def test_without_plain_fine_tuning_there_is_no_frontier():
     text = tables.tables([START, done(OTHER, 1e-3, 0, 0.70, 0.75)])
     assert row(text, "other")[2] == "70.0"
     assert row(text, "other", 1)[-1] == "-"
+    assert tables.DIFFERENCES not in text
 
 
 def test_a_case_without_a_record_of_steps_has_no_time(tmp_path: Path):
