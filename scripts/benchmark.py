@@ -128,7 +128,7 @@ def random_batch(shape: Shape, rows: int) -> Batch:
 def _known(names: list[str], known: dict, flag: str) -> list[str]:
     for name in names:
         if name not in known:
-            raise UserError(f"{flag} has no {name!r}; it has {', '.join(known)}{did_you_mean(name, known)}")
+            raise UserError(f"{flag} has no {name!r}; it has {', '.join(known)}{did_you_mean(name, known) or '.'}")
     return names
 
 

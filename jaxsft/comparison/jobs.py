@@ -107,9 +107,8 @@ def find_cases(folder: Path, names: list[str]) -> list[Case]:
             found[file.stem] = Case(file.stem, file, about, tuple(values["LEARNING_RATES"]), "run" in values)
     for name in names:
         if name not in found:
-            raise UserError(
-                f"--cases names {name!r}, which is no case{did_you_mean(name, found)}; {folder} has {', '.join(found)}."
-            )
+            hint = did_you_mean(name, found) or f"; {folder} has {', '.join(found)}."
+            raise UserError(f"--cases names {name!r}, which is no case{hint}")
     return [found[name] for name in names]
 
 

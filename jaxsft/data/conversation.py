@@ -103,8 +103,8 @@ def parse(record: Any, where: str, fields: Mapping[str, str] | None = None) -> C
         raise UserError(f"{where}: the record is a {type(record).__name__}; it must be an object with named fields.")
     fields = fields or {}
     if missing := [name for name in fields if name not in record]:
-        hint = did_you_mean(missing[0], record)
-        raise UserError(f"{where}: the record has no field {missing[0]!r}, which the field map names{hint}.")
+        hint = did_you_mean(missing[0], record) or "."
+        raise UserError(f"{where}: the record has no field {missing[0]!r}, which the field map names{hint}")
     values = rename(record, fields)
     form = next((form for form in FORMS if all(name in values for name in form)), None)
     if form is None:

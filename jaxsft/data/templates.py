@@ -158,7 +158,7 @@ def load_template(name: str, tokenizer: Tokenizer) -> Template:
     path = epath.Path(name)
     if path.suffix not in (".jinja", ".jinja2"):
         raise UserError(
-            f"config.data.template is {name!r}{did_you_mean(name, ['auto', *BUILT_IN])} Choose auto, "
+            f"config.data.template is {name!r}{did_you_mean(name, ['auto', *BUILT_IN]) or '.'} Choose auto, "
             f"{', '.join(BUILT_IN)}, or a .jinja file."
         )
     if not path.exists():

@@ -172,8 +172,8 @@ def parse_question(record: Any, where: str, fields: Mapping[str, str], source: s
         for alias in NAMES[name]:
             if alias in values:
                 return values[alias]
-        hint = did_you_mean(name, record)
-        raise UserError(f"{where}: the record has no field {' or '.join(NAMES[name])}{hint}; map yours by `fields`.")
+        hint = did_you_mean(name, record) or "."
+        raise UserError(f"{where}: the record has no field {' or '.join(NAMES[name])}{hint} Map yours by `fields`.")
 
     text, given = field("question"), field("choices")
     labels: list[str] = []

@@ -130,8 +130,8 @@ def read(config: Mapping[str, Any], where: str) -> Architecture:
     name = config.get("model_type")
     if name not in FAMILIES:
         raise UserError(
-            f"{where}: model_type is {name!r}, no known architecture{did_you_mean(str(name), FAMILIES)}; "
-            f"known are {', '.join(FAMILIES)}."
+            f"{where}: model_type is {name!r}, no known architecture{did_you_mean(str(name), FAMILIES) or '.'} "
+            f"Known are {', '.join(FAMILIES)}."
         )
     family = FAMILIES[name]
     fields = _Fields(config, family, where)

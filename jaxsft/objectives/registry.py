@@ -19,8 +19,8 @@ def make_objective(config: ObjectiveConfig) -> Objective:
       UserError: for a name that is none, or a field that was set and that this objective does not have.
     """
     if config.name not in OBJECTIVES:
-        near = did_you_mean(config.name, OBJECTIVES)
-        raise UserError(f"config.objective.name is {config.name!r}; the objectives are: {', '.join(OBJECTIVES)}{near}.")
+        near = did_you_mean(config.name, OBJECTIVES) or "."
+        raise UserError(f"config.objective.name is {config.name!r}; the objectives are: {', '.join(OBJECTIVES)}{near}")
     kind = OBJECTIVES[config.name]
     own = {field.name for field in dataclasses.fields(kind)}
     for field in dataclasses.fields(config):

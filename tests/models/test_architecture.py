@@ -83,7 +83,7 @@ def test_layers_form_few_stacks_in_order(family, fields, stacks):
     ("family", "fields", "message"),
     [
         ("lama", {}, "model_type is 'lama'.*did you mean 'llama'"),
-        ("gpt2", {}, "model_type is 'gpt2'.*known are llama"),
+        ("gpt2", {}, "model_type is 'gpt2'.*Known are llama"),
         ("llama", {"hidden_size": None}, "no hidden_size"),
         ("llama", {"num_hidden_layers": "4"}, "num_hidden_layers is '4'"),
         ("llama", {"hidden_act": "relu"}, "activation 'relu'"),
