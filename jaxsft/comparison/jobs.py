@@ -16,9 +16,10 @@ import runpy
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 from jaxsft import __version__
-from jaxsft.config import EvalConfig, TrainConfig, did_you_mean, to_dict, validate
+from jaxsft.config import EvalConfig, TaskConfig, TrainConfig, did_you_mean, to_dict, validate
 from jaxsft.errors import UserError
 from jaxsft.models.checkpoint import fingerprint, resolve
 from jaxsft.world import recipe, records
@@ -79,13 +80,13 @@ class Job:
         decides = {
             "world": records.fingerprint(),
             "start": _start_digest(self.start),
-            "suite": to_dict(recipe.suite()),
+            "suite": [_changes(to_dict(task), to_dict(TaskConfig())) for task in recipe.suite().tasks],
             "version": __version__,
         }
         if self.case:
             config = to_dict(self.config())
             config["model"]["path"] = ""  # the start is the same wherever it lies
-            decides["config"] = config
+            decides["config"] = _changes(config, to_dict(TrainConfig()))
             decides["run"] = self.case.file.read_text() if self.case.staged else ""
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
         start = Path(self.start.replace(":", "-")).name
@@ -148,6 +149,18 @@ def execute(job: Job, folder: Path) -> None:
             run(job.config(), str(folder))
             suite.model.path = str(folder)
         evaluate(suite).write(folder / EVALUATION)
+
+
+def _changes(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """What is not its default, so that a field that a later version adds does not make old jobs new ones."""
+    changed = {}
+    for name, value in values.items():
+        default = defaults.get(name)
+        if isinstance(value, dict) and isinstance(default, dict) and default:
+            value, default = _changes(value, default), {}
+        if value != default:
+            changed[name] = value
+    return changed
 
 
 @functools.cache

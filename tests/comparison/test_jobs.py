@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxsft.comparison import jobs
 from jaxsft.comparison.jobs import EVALUATION, Job, execute, find_cases, plan
 from jaxsft.errors import UserError
 from jaxsft.world import recipe, records
@@ -46,9 +47,9 @@ def test_a_case_is_a_config_with_learning_rates(cases: Path):
 
 def test_every_start_rate_and_seed_is_a_job(cases: Path):
     (case,) = find_cases(cases, ["short"])
-    jobs = plan([case], ["world:base", "world:chat"], 2)
-    assert len(jobs) == 2 + 2 * 2 * 2
-    assert {(j.start, j.learning_rate, j.seed) for j in jobs if j.case} == {
+    planned = plan([case], ["world:base", "world:chat"], 2)
+    assert len(planned) == 2 + 2 * 2 * 2
+    assert {(j.start, j.learning_rate, j.seed) for j in planned if j.case} == {
         (start, rate, seed) for start in ("world:base", "world:chat") for rate in (1e-3, 2e-3) for seed in (0, 1)
     }
     with pytest.raises(UserError, match="--seeds is 7"):
@@ -77,6 +78,27 @@ def test_a_folder_is_named_by_what_decides_the_figures(cases: Path, tmp_path: Pa
     assert len({before, *(other.folder(tmp_path) for other in others)}) == 4
     case.file.write_text(CASE.replace("STEPS", "3"))
     assert job.folder(tmp_path) != before
+
+
+def test_a_field_that_a_later_version_adds_does_not_rename_jobs(cases: Path, tmp_path: Path, monkeypatch):
+    (case,) = find_cases(cases, ["short"])
+    job = Job(case, "world:base", 1e-3, 0)
+    before = job.folder(tmp_path)
+    plain = jobs.to_dict
+    added = lambda value: lambda config: plain(config) | {"added": value, "tree": {"added": value}}
+    monkeypatch.setattr(jobs, "to_dict", added(0.0))
+    assert job.folder(tmp_path) == before
+    monkeypatch.setattr(jobs, "to_dict", lambda config: added(float(config == job.config()))(config))
+    assert job.folder(tmp_path) != before
+
+
+def test_a_job_is_named_by_fields_of_any_depth(cases: Path, tmp_path: Path):
+    (case,) = find_cases(cases, ["short"])
+    names = set()
+    for change in ("", "    config.data.fields = {'a': 'b'}\n", "    config.adapter.lora.rank = 3\n"):
+        case.file.write_text(CASE.replace("STEPS\n", f"2\n{change}"))
+        names.add(Job(case, "world:base", 1e-3, 0).folder(tmp_path))
+    assert len(names) == 3
 
 
 def test_a_job_is_done_once_and_goes_on_where_it_was_broken_off(cases: Path, tmp_path: Path, monkeypatch, capsys):
