@@ -59,14 +59,17 @@ def get_config(*kinds: type[T]) -> T:
 def main(function: Callable[[], str]) -> None:
     """Parses the flags, runs `function`, prints its one-line result.
 
-    A `UserError` is printed as one sentence, with exit status 1; any other exception is a defect and keeps its
-    traceback.
+    A `UserError` is printed as one sentence, with exit status 1, and Ctrl-C as a word, with 130; any other exception is
+    a defect and keeps its traceback.
     """
     try:
         app.run(lambda _: _run(function), flags_parser=_parse)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("\ninterrupted", file=sys.stderr)
+        sys.exit(130)
     except ImportError as error:
         if not any("gs://" in argument for argument in sys.argv):
             raise

@@ -4,6 +4,7 @@ import concurrent.futures
 import functools
 import multiprocessing
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -17,7 +18,9 @@ from jaxsft.errors import UserError
 
 
 def run(function: Callable[..., None], jobs: Sequence[tuple[Any, ...]], count: int = 0) -> None:
-    """Calls `function(*job)` for every job; the first that fails stops those that have not begun.
+    """Calls `function(*job)` for every job.
+
+    One that fails stops those that have not begun. Workers end with this process, however it ends, and at Ctrl-C.
 
     Args:
       function: of a module that workers can import; it starts jax, which this process does not.
@@ -33,9 +36,12 @@ def run(function: Callable[..., None], jobs: Sequence[tuple[Any, ...]], count: i
     free = context.Queue()
     for i in range(count):
         free.put(cores[i % len(cores)] if count > 1 else None)
-    pool = concurrent.futures.ProcessPoolExecutor(count, context, _start, (free,))
+    ours, theirs = context.Pipe()
+    pool = concurrent.futures.ProcessPoolExecutor(count, context, _start, (free, theirs))
     with tqdm(total=len(jobs), desc="comparing", unit="job") as bar, pool:
+        answer = signal.signal(signal.SIGINT, signal.SIG_IGN)  # workers inherit it: Ctrl-C reaches them as well
         names = {pool.submit(function, *job): job[-1] for job in jobs}
+        signal.signal(signal.SIGINT, answer)
         try:
             for done in concurrent.futures.as_completed(names):
                 done.result()
@@ -47,18 +53,27 @@ def run(function: Callable[..., None], jobs: Sequence[tuple[Any, ...]], count: i
                 f"a worker died, at {names[done]} or a job beside it (out of memory?); see their log.txt, and run the "
                 "same command with fewer --jobs."
             ) from error
+        except Exception as error:
+            error.add_note(f"at {names[done]}; what it printed is in its log.txt")
+            raise
+        except KeyboardInterrupt:
+            ours.close()  # or the pool would wait for the jobs that it has handed out
+            raise
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
 
-def _start(free: Any) -> None:
-    """Takes a core before jax counts them: a small model is fastest on one, and processes leave each other alone."""
+def _start(free: Any, alive: Any) -> None:
+    """Takes a core before jax counts them: a small model is fastest on one, and processes leave each other alone.
+
+    A worker that outlived the parent would hold its workdir, so it ends when the other end of `alive` is closed, which
+    happens to a killed parent's too.
+    """
     core = free.get()
     if core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
-    parent = multiprocessing.parent_process()
-    die = lambda: (parent.join(), os._exit(1))  # a worker whose parent was killed would go on and hold its workdir
-    threading.Thread(target=die, daemon=True).start()
+    end = lambda: (alive.poll(None), os._exit(1))
+    threading.Thread(target=end, daemon=True).start()
 
 
 @functools.cache
