@@ -43,7 +43,8 @@ def main() -> str:
     from jaxsft.comparison import tables  # SciPy is slow to import
 
     done = [tables.read(job, folder) for job, folder in zip(jobs, folders)]
-    text = "\n\n".join(tables.tables([d for d in done if d.job.start == start]) for start in STARTS.value)
+    starts = dict.fromkeys(job.start for job in jobs)
+    text = "\n\n".join(tables.tables([d for d in done if d.job.start == start]) for start in starts)
     print(f"\n{text}\n")
     write_text(output / "results.md", text + "\n")
     write_text(output / "jobs.json", json.dumps([folder.name for folder in folders], indent=2) + "\n")

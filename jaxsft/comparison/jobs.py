@@ -95,10 +95,10 @@ class Job:
 
 
 def find_cases(folder: Path, names: list[str]) -> list[Case]:
-    """The cases of a folder of configs, in the order of `names`.
+    """The cases of a folder of configs, in the order of `names`, each once.
 
     Raises:
-      UserError: for a name that is none.
+      UserError: for a name that is none, and for no name.
     """
     found = {}
     for file in sorted(folder.glob("*.py")):
@@ -106,22 +106,27 @@ def find_cases(folder: Path, names: list[str]) -> list[Case]:
         if "LEARNING_RATES" in values:
             about = (values["__doc__"] or file.stem).strip().splitlines()[0].rstrip(".")
             found[file.stem] = Case(file.stem, file, about, tuple(values["LEARNING_RATES"]), "run" in values)
+    if not names:
+        raise UserError(f"--cases is empty; {folder} has {', '.join(found)}.")
     for name in names:
         if name not in found:
             hint = did_you_mean(name, found) or f"; {folder} has {', '.join(found)}."
             raise UserError(f"--cases names {name!r}, which is no case{hint}")
-    return [found[name] for name in names]
+    return [found[name] for name in dict.fromkeys(names)]
 
 
 def plan(cases: list[Case], starts: list[str], seeds: int) -> list[Job]:
-    """All jobs: the starts, then every case, so that a broken-off comparison has whole seeds.
+    """All jobs, each once: the starts, then every case, so that a broken-off comparison has whole seeds.
 
     Raises:
-      UserError: for more seeds than there are rows for.
+      UserError: for more seeds than there are rows for, and for no start.
     """
+    if not starts:
+        raise UserError("--starts is empty; name models, such as world:base.")
     most = records.ROWS["train"] // recipe.ROWS
     if not 1 <= seeds <= most:
         raise UserError(f"--seeds is {seeds}; the world has rows for 1 to {most}.")
+    starts = list(dict.fromkeys(starts))
     jobs = [Job(None, start) for start in starts]
     return jobs + [
         Job(case, start, rate, seed)

@@ -41,8 +41,10 @@ def test_a_case_is_a_config_with_learning_rates(cases: Path):
     assert (case.name, case.about, case.learning_rates) == ("short", "A short run, on purpose", (1e-3, 2e-3))
     with pytest.raises(UserError, match="'shrt', which is no case; did you mean 'short'"):
         find_cases(cases, ["shrt"])
-    with pytest.raises(UserError, match="other"):
+    with pytest.raises(UserError, match="'other', which is no case"):
         find_cases(cases, ["other"])
+    with pytest.raises(UserError, match=r"--cases is empty; .* has short"):
+        find_cases(cases, [])
 
 
 def test_every_start_rate_and_seed_is_a_job(cases: Path):
@@ -52,8 +54,11 @@ def test_every_start_rate_and_seed_is_a_job(cases: Path):
     assert {(j.start, j.learning_rate, j.seed) for j in planned if j.case} == {
         (start, rate, seed) for start in ("world:base", "world:chat") for rate in (1e-3, 2e-3) for seed in (0, 1)
     }
+    assert plan(find_cases(cases, ["short", "short"]), ["world:base", "world:chat"] * 2, 2) == planned, "each once"
     with pytest.raises(UserError, match="--seeds is 7"):
         plan([case], ["world:base"], 7)
+    with pytest.raises(UserError, match="--starts is empty"):
+        plan([case], [], 1)
 
 
 def test_seeds_take_different_rows_and_the_config_is_the_cases_own(cases: Path):
@@ -137,5 +142,9 @@ def test_a_case_of_several_runs_brings_its_own(cases: Path, tmp_path: Path):
         CASE.replace("STEPS", "2") + "\n\ndef run(config, workdir):\n    raise RuntimeError(workdir)\n"
     )
     (case,) = find_cases(cases, ["staged"])
+    job = Job(case, "world:base", 1e-3, 0)
     with pytest.raises(RuntimeError, match="here"):
-        execute(Job(case, "world:base", 1e-3, 0), tmp_path / "here")
+        execute(job, tmp_path / "here")
+    before = job.folder(tmp_path)
+    case.file.write_text(case.file.read_text().replace("(workdir)", '("there")'))
+    assert job.folder(tmp_path) != before, "what `run` does decides the figures too"
