@@ -112,9 +112,10 @@ def make_groups(runs: list[Run], before: Run | None) -> list[Group]:
             group.name = group.runs[0].name
     if len(result) > 1:  # what all names begin with tells nothing
         start = _common_start([group.name for group in result])
-        begin = max(start.rfind(separator) for separator in "-_./=") + 1
-        for group in result:
-            group.name = group.name[begin:] or group.name
+        ends = [i + 1 for i, letter in enumerate(start) if letter in "-_./="]
+        begin = max((i for i in ends if all(group.name[i:][:1].isalpha() for group in result)), default=0)
+        for group in result:  # a number keeps what it is of
+            group.name = group.name[begin:]
     return [group for family in range(len(families)) for group in frontier(result, family)]
 
 
@@ -218,10 +219,22 @@ def _key(run: Run, without: tuple[str, ...], slices: bool = False) -> str:
         if name not in without and not any(name == free or name.startswith(free + ".") for free in FREE)
     }
     prints = dict(run.fingerprints)
-    if slices and (ends := re.fullmatch(r"(\d*):(\d+)", str(kept.get("data.rows", "")))):
-        kept["data.rows"] = int(ends[2]) - int(ends[1] or 0)
-        prints.pop("data", None)
+    if slices:
+        counted = {name: _counted(kept[name]) for name in ("data.rows", "data.sources") if name in kept}
+        if any(kept[name] != value for name, value in counted.items()):
+            kept |= counted
+            prints.pop("data", None)
     return json.dumps([kept, prints], sort_keys=True)
+
+
+def _counted(value: Any) -> Any:
+    """How many rows a slice with a stop has, and sources with their slices so; another slice as it is."""
+    if isinstance(value, list):
+        return [_counted(source) for source in value]
+    if isinstance(value, dict):
+        return {name: _counted(part) if name == "rows" else part for name, part in value.items()}
+    ends = re.fullmatch(r"(\d*):(\d+)", str(value))
+    return int(ends[2]) - int(ends[1] or 0) if ends else value
 
 
 def _shared_name(names: list[str]) -> str:

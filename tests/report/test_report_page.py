@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from jaxsft.config import SourceConfig
 from jaxsft.errors import UserError
 from jaxsft.report import page
 from jaxsft.report.figures import NARROW
@@ -171,10 +172,13 @@ def test_seeds_are_taken_together(tmp_path):
 @pytest.mark.parametrize(
     "seeds, rows, groups", [((0, 1), (":9", "9:18"), 1), ((0, 0), (":9", "9:18"), 2), ((0, 1), (":9", "9:17"), 2)]
 )
-def test_a_seed_may_choose_its_rows(tmp_path, seeds, rows, groups):
+@pytest.mark.parametrize("mixture", [False, True])
+def test_a_seed_may_choose_its_rows(tmp_path, seeds, rows, groups, mixture):
     paths = []
     for i, (seed, part) in enumerate(zip(seeds, rows)):
-        run = made.train_record(tmp_path / f"full-s{i}", seed=seed, **{"data.rows": part})
+        sources = [SourceConfig(path="a", rows=part), SourceConfig(path="b", weight=0.5)]
+        changes = {"data.sources": sources} if mixture else {"data.rows": part}
+        run = made.train_record(tmp_path / f"full-s{i}", seed=seed, **changes)
         record = json.loads((run / "config.json").read_text())
         (run / "config.json").write_text(json.dumps(record | {"fingerprints": {"data": f"d{i}", "model": "m"}}))
         paths.append(str(made.evaluation(run, made.seen_and_cloze(0.5, 0.5))))
@@ -366,9 +370,17 @@ def test_no_module_needs_what_only_training_needs():
         assert not imported & {"jax", "flax", "optax", "numpy", "matplotlib"}, file
 
 
-def test_what_all_names_begin_with_is_left_out(tmp_path):
-    for name, lr in (("start-7-full-lr1", 1e-3), ("start-7-full-lr2", 2e-3), ("start-7-lora", 3e-3)):
-        made.train_record(tmp_path / name, **{"optimizer.learning_rate": lr, "batch_size": 4 + len(name)})
+@pytest.mark.parametrize(
+    "runs, names",
+    [
+        (("start-7-full-lr1", "start-7-full-lr2", "start-7-lora"), ("full-lr1", "full-lr2", "lora")),
+        (("base-full-lr0.0001", "base-full-lr0.0003"), ("lr0.0001", "lr0.0003")),  # a number is not cut off its name
+        (("full_1e-4", "full_3e-4"), ("full_1e-4", "full_3e-4")),
+    ],
+)
+def test_what_all_names_begin_with_is_left_out(tmp_path, runs, names):
+    for i, name in enumerate(runs):
+        made.train_record(tmp_path / name, batch_size=4 + i)
         made.evaluation(tmp_path / name, made.seen_and_cloze(0.5, 0.5))
-    story = page.tell(read_runs([str(tmp_path / n) for n in ("start-7-full-lr1", "start-7-full-lr2", "start-7-lora")]))
-    assert [group.name for group in story.groups] == ["full-lr1", "full-lr2", "lora"]
+    story = page.tell(read_runs([str(tmp_path / name) for name in runs]))
+    assert tuple(group.name for group in story.groups) == names
