@@ -5,25 +5,23 @@ from jaxsft.config import DataConfig, SuiteConfig, TaskConfig, TrainConfig
 ROWS = 3000  # of `world:train` in a run
 
 
-def plain(curves: bool = True) -> TrainConfig:
+def plain() -> TrainConfig:
     """Full fine-tuning of the base on the first rows of `world:train`.
 
-    Args:
-      curves: whether accuracy and knowledge are measured on the way, on 200 questions each.
+    Accuracy and knowledge are measured on the way, on 200 questions each.
     """
     config = TrainConfig()
     config.model.path = "world:base"
     config.model.remat = "none"
     config.data = data("world:train", rows=f":{ROWS}")
-    if curves:
-        config.eval.path = "world:validation"
-        config.eval.every = 100
-        config.eval.tasks = [
-            task("seen", "generation", "world:validation", rows=":200"),
-            task("unseen", "generation", "world:unseen", rows=":200"),
-            task("cloze", "generation", "world:cloze", rows=":200", template="none"),
-            task("chat", "generation", "world:questions", rows=":200"),
-        ]
+    config.eval.path = "world:validation"
+    config.eval.every = 100
+    config.eval.tasks = [
+        task("seen", "generation", "world:validation", rows=":200"),
+        task("unseen", "generation", "world:unseen", rows=":200"),
+        task("cloze", "generation", "world:cloze", rows=":200", template="none"),
+        task("chat", "generation", "world:questions", rows=":200"),
+    ]
     config.optimizer.learning_rate = 1e-3
     config.optimizer.warmup_steps = 20
     config.optimizer.b2 = 0.98
