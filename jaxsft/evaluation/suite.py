@@ -14,7 +14,7 @@ from jaxsft.evaluation.registry import headline, prepare
 from jaxsft.evaluation.task import Result, Subject
 from jaxsft.files import write_json, write_text
 from jaxsft.sharding import make_mesh
-from jaxsft.training.restore import OpenModel, open_model
+from jaxsft.training.restore import OpenModel, open_model, started_from
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,8 +75,9 @@ def evaluate(config: EvaluateConfig | SuiteConfig) -> Evaluation:
 
 def _open_reference(model: OpenModel, config: EvaluateConfig | SuiteConfig, mesh: Any) -> OpenModel | None:
     """The model that deviations are taken from; None is the base under an adapter, which is there already."""
-    start = str(model.source) if model.method is not None and model.adapters is None else ""
-    path = config.reference or start
+    path = config.reference
+    if not path and model.method is not None and model.adapters is None:
+        path = started_from(config.model.path)
     return open_model(path, config.model, mesh) if path else None
 
 

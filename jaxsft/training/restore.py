@@ -76,6 +76,24 @@ def open_model(path: str, config: ModelConfig, mesh: Mesh) -> OpenModel:
     return OpenModel(decoder, params, None, None, None, load_tokenizer(str(source)), "auto", source)
 
 
+def started_from(path: str) -> str:
+    """The model folder whose weights the run in a workdir started from.
+
+    Raises:
+      UserError: if it started from random weights, or the folder holds another model by now.
+    """
+    folder = epath.Path(path)
+    record = _record(folder)
+    run = from_dict(TrainConfig, record["config"], f"{folder / 'config.json'}: config")
+    if run.model.init == "random":
+        raise UserError(
+            f"{folder} started from random weights, which are in no folder; set config.reference to a model."
+        )
+    source = resolve(run.model.path)
+    _check_unchanged(source, folder, record)
+    return str(source)
+
+
 def is_workdir(path: str) -> bool:
     """Whether a run's workdir is there."""
     return _record(epath.Path(path)) is not None
@@ -96,8 +114,8 @@ def _open_run(folder: epath.Path, record: dict[str, Any], config: ModelConfig, m
     if checkpoints.latest is None:
         raise UserError(f"workdir {folder} has no checkpoint yet; wait for the first, or name a model folder.")
     source = resolve(run.model.path)
-    if run.adapter.kind != "none" and fingerprint(source) != record["fingerprints"]["model"]:
-        raise UserError(f"{source} is no longer the model that {folder} was trained on; restore it, or train again.")
+    if run.adapter.kind != "none":
+        _check_unchanged(source, folder, record)
     run.model.dtype, run.model.attention, run.model.remat = config.dtype, config.attention, "none"
     run.model.param_dtype = run.model.param_dtype if config.param_dtype == "auto" else config.param_dtype
     run.batch_size, run.accumulate = mesh.size, 1  # a program is built for its shapes; no step is run
@@ -111,3 +129,8 @@ def _open_run(folder: epath.Path, record: dict[str, Any], config: ModelConfig, m
     params, adapters = program.method.compose(parts, {})
     tokenizer = load_tokenizer(str(source))
     return OpenModel(program.decoder, params, adapters, program.method, parts, tokenizer, run.data.template, source)
+
+
+def _check_unchanged(source: epath.Path, folder: epath.Path, record: dict[str, Any]) -> None:
+    if fingerprint(source) != record["fingerprints"]["model"]:
+        raise UserError(f"{source} is no longer the model that {folder} was trained on; restore it, or train again.")

@@ -12,6 +12,7 @@ from jaxsft.config import (
     CheckpointConfig,
     DataConfig,
     EvalConfig,
+    EvaluateConfig,
     MeshConfig,
     OptimizerConfig,
     TaskConfig,
@@ -20,8 +21,9 @@ from jaxsft.config import (
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
 from jaxsft.evaluation.registry import prepare
+from jaxsft.evaluation.suite import evaluate
 from jaxsft.evaluation.task import Subject
-from jaxsft.models.checkpoint import load_architecture, load_params
+from jaxsft.models.checkpoint import load_architecture, load_params, save_hf
 from jaxsft.models.decoder import Decoder
 from jaxsft.sharding import make_mesh
 from jaxsft.training.train import train
@@ -104,6 +106,33 @@ def test_a_workdir_is_measured_as_the_loop_measured_it(model_folder, data_file, 
     assert tasks["answers"]["exact_match"] == last["facts"]["exact_match"]
     assert tasks["drift"]["kl_per_token"] > 0
     assert len((workdir / "evaluation.jsonl").read_text().splitlines()) == 12
+
+
+def test_a_deviation_is_from_the_weights_that_the_run_started_from(model_folder, data_file, questions, tmp_path):
+    """They are refused where no folder has them: they were drawn at random, or the folder holds others by now."""
+    start, cache = tmp_path / "start", tmp_path / "cache"
+    shutil.copytree(model_folder, start)
+    config = config_of("none", start, data_file, questions, cache)
+    config.eval.tasks, config.steps = [], 1
+    train(config, str(tmp_path / "pretrained"))
+    config.model.init, config.seed = "random", 5
+    train(config, str(tmp_path / "random"))
+    data = DataConfig(path=str(questions), template="plain", cache_dir=str(cache))
+
+    def moved(run: str, reference: str = "") -> float:
+        asked = EvaluateConfig("moved", "deviation", data, 16, reference=reference)
+        asked.model.path = str(tmp_path / run)
+        return evaluate(asked).figures["kl_per_token"]
+
+    assert 0 < moved("pretrained") == moved("pretrained", str(start)) < moved("random", str(start))
+    with pytest.raises(UserError, match=r"random started from random weights, .* set config\.reference"):
+        moved("random")
+    decoder = Decoder(load_architecture(start))
+    other = tmp_path / "other"
+    save_hf(other, decoder, decoder.init(jax.random.key(9)))
+    shutil.copy(other / "model.safetensors", start)
+    with pytest.raises(UserError, match=r"start is no longer the model that .*pretrained was trained on"):
+        moved("pretrained")
 
 
 def test_tasks_follow_the_data(model_folder, data_file, questions, tmp_path):
