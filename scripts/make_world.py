@@ -1,8 +1,9 @@
-"""Makes the models of the embedded world: python scripts/make_world.py --output=DIR [--seed=0] (five minutes on a CPU).
+"""Makes the models of the embedded world: python scripts/make_world.py --output=DIR [--seed=0].
 
 `base` is pretrained from random weights on `world:text` (configs/world/pretrain.py); `chat` is the base after the
 general stage (configs/world/general.py). Both are written to DIR as Hugging Face folders, in bfloat16; the ones that
-come with the library were made with seed 0. Broken off, the same command goes on.
+come with the library were made with seed 0. It takes about seven minutes on one core; broken off, the same command goes
+on.
 """
 
 import runpy

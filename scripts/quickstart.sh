@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Sets up (a virtual environment if none is active), then shows the whole way on the embedded model: it is measured,
-# fine-tuned fully and with LoRA, measured again, asked a few questions, and a report is written.
+# fine-tuned fully and with LoRA, measured again, and a report is written.
 # bash scripts/quickstart.sh [FOLDER]   (default: runs/quickstart; broken off, the same command goes on)
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -25,7 +25,8 @@ step() { # says what is run, and runs it
   python "${@:2}"
 }
 measure() { # measures a model unless that is done
-  [ -f "$3" ] || step "$1" scripts/evaluate.py --config=configs/world/suite.py --config.reference=world:base --model="$2" --output="$3"
+  [ -f "$3" ] || step "$1" scripts/evaluate.py --config=configs/world/suite.py --config.reference=world:base \
+    --model="$2" --output="$3"
 }
 
 measure "What the model knows before" world:base "$folder/base/evaluation.json"

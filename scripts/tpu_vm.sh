@@ -4,7 +4,7 @@
 #   bash scripts/tpu_vm.sh NAME ZONE COMMAND...
 #   bash scripts/tpu_vm.sh --queued NAME ZONE COMMAND...     # a queued resource: every worker of every slice
 #
-# It copies the files that git knows or does not ignore to ~/jaxsft of each worker, installs '.[tpu]' into
+# It copies the files that git knows or does not ignore to ~/jaxsft of each worker, installs '.[tpu,gcs]' into
 # ~/jaxsft/.venv, and runs COMMAND in ~/jaxsft with that environment. It creates and deletes no TPU. The project is
 # gcloud's own (gcloud config set project ..., or CLOUDSDK_CORE_PROJECT).
 set -euo pipefail

@@ -1,6 +1,6 @@
 """How far a model moved from the one it was made from, on given data.
 
-    python scripts/evaluate.py --config=configs/eval/deviation.py --model=DIR --config.reference=BASE \\
+    python scripts/evaluate.py --config=configs/eval/deviation.py --model=DIR --config.reference=BASE \
         --config.data.path=FILE --output=OUT.json
 
 Without a reference, a run is compared with the model that it started from.

@@ -1,6 +1,6 @@
 """Share of questions that the model answers with the reference, word for word.
 
-    python scripts/evaluate.py --config=configs/eval/generation.py --model=DIR --config.data.path=FILE \\
+    python scripts/evaluate.py --config=configs/eval/generation.py --model=DIR --config.data.path=FILE \
         --output=OUT.json
 
 The last message of a record is the reference, those before it are the prompt; the answers are in OUT.jsonl.

@@ -1,6 +1,6 @@
 """Accuracy on multiple-choice questions, by the log-likelihood of the choices.
 
-    python scripts/evaluate.py --config=configs/eval/multiple_choice.py --model=DIR --config.data.path=FILE \\
+    python scripts/evaluate.py --config=configs/eval/multiple_choice.py --model=DIR --config.data.path=FILE \
         --output=OUT.json
 """
 
