@@ -20,7 +20,7 @@ from jaxsft.errors import UserError
 def run(function: Callable[..., None], jobs: Sequence[tuple[Any, ...]], count: int = 0) -> None:
     """Calls `function(*job)` for every job.
 
-    One that fails stops those that have not begun. Workers end with this process, however it ends, and at Ctrl-C.
+    One that fails, and Ctrl-C, end those that run and leave the rest. Workers end with this process, however it ends.
 
     Args:
       function: of a module that workers can import; it starts jax, which this process does not.
@@ -43,9 +43,13 @@ def run(function: Callable[..., None], jobs: Sequence[tuple[Any, ...]], count: i
         names = {pool.submit(function, *job): job[-1] for job in jobs}
         signal.signal(signal.SIGINT, answer)
         try:
-            for done in concurrent.futures.as_completed(names):
-                done.result()
-                bar.update()
+            try:
+                for done in concurrent.futures.as_completed(names):
+                    done.result()
+                    bar.update()
+            except BaseException:
+                ours.close()  # ends the workers, or the pool would wait for the jobs that it has handed out
+                raise
         except UserError as error:
             raise UserError(f"{names[done]}: {error}") from error
         except BrokenProcessPool as error:
@@ -56,11 +60,6 @@ def run(function: Callable[..., None], jobs: Sequence[tuple[Any, ...]], count: i
         except Exception as error:
             error.add_note(f"at {names[done]}; what it printed is in its log.txt")
             raise
-        except KeyboardInterrupt:
-            ours.close()  # or the pool would wait for the jobs that it has handed out
-            raise
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
 
 
 def _start(free: Any, alive: Any) -> None:

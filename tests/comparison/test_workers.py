@@ -1,6 +1,7 @@
 """Jobs in worker processes: all are done, one that fails ends the rest and is named, no worker outlives the parent."""
 
 import contextlib
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -31,7 +32,9 @@ if __name__ == "__main__":
 
 
 def work(job: str, folder: Path) -> None:
-    """Leaves a file that tells the cores it ran on; "bad", "defect" and "dead" do what they are called."""
+    """Leaves a file that tells the cores it ran on; "bad", "dead", "defect" and "slow" do what they are called."""
+    if job == "slow":
+        time.sleep(600)
     if job == "bad":
         raise UserError("it is broken.")
     if job == "defect":
@@ -53,11 +56,17 @@ def test_the_number_of_processes_follows_the_cores_where_there_is_no_accelerator
 
 
 @pytest.mark.parametrize("kind, message", [("bad", "folder-bad: it is broken"), ("dead", "a worker died")])
-def test_a_job_that_fails_stops_those_that_have_not_begun(kind: str, message: str, tmp_path: Path):
-    jobs = [(kind, tmp_path / f"folder-{kind}")] + [(f"{i}", tmp_path / "x") for i in range(40)]
+def test_a_job_that_fails_ends_the_others(kind: str, message: str, tmp_path: Path):
+    jobs = [
+        ("slow", tmp_path / "x"),
+        (kind, tmp_path / f"folder-{kind}"),
+        *((f"{i}", tmp_path / "x") for i in range(40)),
+    ]
+    begin = time.monotonic()
     with pytest.raises(UserError, match=message):
-        workers.run(work, jobs, 1)
-    assert len(list(tmp_path.iterdir())) < 10
+        workers.run(work, jobs, 2)
+    assert not multiprocessing.active_children()
+    assert time.monotonic() - begin < 60 and len(list(tmp_path.iterdir())) < 10
 
 
 def test_a_defect_keeps_its_traceback_and_tells_the_job(tmp_path: Path):
