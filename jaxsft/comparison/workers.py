@@ -71,6 +71,7 @@ def _start(free: Any, alive: Any) -> None:
     core = free.get()
     if core is not None and hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {core})
+    tqdm.set_lock(threading.RLock())  # its own is a semaphore, of which Python warns when the worker is ended
     end = lambda: (alive.poll(None), os._exit(1))
     threading.Thread(target=end, daemon=True).start()
 
