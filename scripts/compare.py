@@ -6,7 +6,6 @@ run again. Tables are printed and written to OUTPUT/results.md; every job is a w
 scripts/report.py.
 """
 
-import json
 from pathlib import Path
 
 from absl import flags
@@ -47,7 +46,6 @@ def main() -> str:
     text = "\n\n".join(tables.tables([d for d in done if d.job.start == start]) for start in starts)
     print(f"\n{text}\n")
     write_text(output / "results.md", text + "\n")
-    write_text(output / "jobs.json", json.dumps([folder.name for folder in folders], indent=2) + "\n")
     return f"{output / 'results.md'}: {len(jobs)} jobs"
 
 
