@@ -42,8 +42,8 @@ WRONG = 0.5  # of the poor source's rows
 DRILL = {skill: 1.0 for skill in (*skills.NARROW, *skills.GENERAL)}
 DRILL |= {skill: 3.0 for skill in skills.NARROW if skill.name in ("member", "reverse")}
 
-# source -> (share of the rows, wordings, family -> weight). The clean sources divide the families between them; the
-# poor one has all.
+# source -> (share of the rows, wordings, family -> weight): the expert's are mostly skills, half of the volunteers' are
+# facts.
 _SKILLS = {skill.name: 1.0 for skill in skills.NARROW}
 SOURCES = {
     "expert": (0.35, (0, 1, 2), _SKILLS | {"fact": 1.0}),
