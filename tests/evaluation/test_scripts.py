@@ -67,7 +67,7 @@ def runs(tmp_path_factory):
         )
         for name, (script, *arguments) in commands.items()
     }  # fmt: skip
-    outputs = {name: process.communicate(timeout=300) for name, process in started.items()}
+    outputs = {name: process.communicate(timeout=900) for name, process in started.items()}
     return here, {name: (started[name].returncode, *outputs[name]) for name in started}
 
 

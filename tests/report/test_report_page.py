@@ -352,7 +352,7 @@ def test_the_script_takes_folders_after_one_flag(tmp_path):
     paths = made.three(tmp_path)
     output = tmp_path / "report.html"
     command = [sys.executable, "scripts/report.py", "--runs", *paths, f"--output={output}"]
-    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr
     assert "about 3 folders" in done.stdout
     assert output.read_text() == page.build(paths)

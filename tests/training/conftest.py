@@ -101,13 +101,14 @@ def environment(**changes: str) -> dict[str, str]:
 
 def devices(count: int) -> str:
     """XLA_FLAGS for so many fake CPU devices."""
-    return f"--xla_force_host_platform_device_count={count}"
+    patience = "--xla_cpu_collective_call_terminate_timeout_seconds=600"  # as in tests/conftest.py
+    return f"--xla_force_host_platform_device_count={count} {patience}"
 
 
 def run(arguments: Sequence[str], **changes: str) -> subprocess.CompletedProcess:
     """The finished process, its output as text."""
     return subprocess.run(
-        arguments, env=environment(**changes), capture_output=True, text=True, timeout=300, check=False
+        arguments, env=environment(**changes), capture_output=True, text=True, timeout=900, check=False
     )
 
 

@@ -95,7 +95,7 @@ def test_sigterm_saves_and_the_same_command_resumes(undisturbed, command, tmp_pa
     )
     _wait_for_step(workdir, 3, process)
     process.terminate()
-    out, _ = process.communicate(timeout=120)
+    out, _ = process.communicate(timeout=600)
     assert process.returncode == 143, out
     assert "stopped by SIGTERM" in out
     again = run(arguments)
