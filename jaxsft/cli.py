@@ -12,9 +12,9 @@ from absl import app, flags
 from absl import logging as absl_logging
 from ml_collections import config_flags
 
-from jaxsft.config import did_you_mean, validate
 from jaxsft.errors import UserError
 from jaxsft.host import keep_freed_memory
+from jaxsft.validation import did_you_mean, validate
 
 T = TypeVar("T")
 

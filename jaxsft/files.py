@@ -18,12 +18,17 @@ def write_text(path: epath.PathLike, text: str) -> None:
     Raises:
       UserError: if it cannot be written.
     """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: epath.PathLike, content: bytes) -> None:
+    """As `write_text`, of bytes."""
     path = epath.Path(path)
     temporary = path.parent / f".{path.name}.{uuid.uuid4().hex[:8]}"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            temporary.write_text(text)
+            temporary.write_bytes(content)
             temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)

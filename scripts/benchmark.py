@@ -13,13 +13,14 @@ import numpy as np
 from absl import flags
 
 from jaxsft import cli
-from jaxsft.config import TrainConfig, did_you_mean
+from jaxsft.config import TrainConfig
 from jaxsft.data.batch import Batch
 from jaxsft.errors import UserError
 from jaxsft.models.architecture import Architecture
 from jaxsft.sharding import data_shards, make_mesh
 from jaxsft.training.program import Program, build
 from jaxsft.training.throughput import flops_per_token, peak_flops
+from jaxsft.validation import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)

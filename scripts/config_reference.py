@@ -8,7 +8,7 @@ import typing
 from pathlib import Path
 from typing import Any
 
-from jaxsft import cli, config
+from jaxsft import cli, config, validation
 from jaxsft.files import write_text
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "config.md"
@@ -111,7 +111,7 @@ def meanings(kind: type) -> dict[str, str]:
 
 def type_of(kind: type, field: dataclasses.Field) -> str:
     """The type, or the choices, and the range."""
-    choices = config.CHOICES.get(f"{kind.__name__}.{field.name}", config.CHOICES.get(field.name))
+    choices = validation.CHOICES.get(f"{kind.__name__}.{field.name}", validation.CHOICES.get(field.name))
     if choices:
         return "one of " + ", ".join(map(literal, choices))
     hint = typing.get_type_hints(kind)[field.name]
@@ -123,11 +123,11 @@ def type_of(kind: type, field: dataclasses.Field) -> str:
 def limits(kind: type, name: str) -> list[str]:
     """What `validate` asks of a number."""
     found = []
-    if {name, f"{kind.__name__}.{name}"} & config.POSITIVE:
+    if {name, f"{kind.__name__}.{name}"} & validation.POSITIVE:
         found.append("> 0")
-    elif name in config.NOT_NEGATIVE:
+    elif name in validation.NOT_NEGATIVE:
         found.append(">= 0")
-    if name in config.BELOW_ONE:
+    if name in validation.BELOW_ONE:
         found.append("< 1")
     return found
 

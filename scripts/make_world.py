@@ -12,13 +12,14 @@ from pathlib import Path
 from absl import flags
 
 from jaxsft import cli
-from jaxsft.config import MeshConfig, ModelConfig, TrainConfig, validate
+from jaxsft.config import MeshConfig, ModelConfig, TrainConfig
 from jaxsft.errors import UserError
 from jaxsft.files import write_text
 from jaxsft.sharding import make_mesh
 from jaxsft.training.export import export_hf
 from jaxsft.training.restore import open_model
 from jaxsft.training.train import train
+from jaxsft.validation import validate
 from jaxsft.world import records
 from jaxsft.world.model import save_untrained
 

@@ -10,9 +10,6 @@ import numpy as np
 import pytest
 
 from jaxsft.config import (
-    CHOICES,
-    NOT_NEGATIVE,
-    POSITIVE,
     AdapterConfig,
     DataConfig,
     EvalConfig,
@@ -25,10 +22,6 @@ from jaxsft.config import (
     SuiteConfig,
     TaskConfig,
     TrainConfig,
-    did_you_mean,
-    from_dict,
-    to_dict,
-    validate,
 )
 from jaxsft.data.conversation import Conversation, Message
 from jaxsft.data.dataset import prepare
@@ -42,6 +35,7 @@ from jaxsft.objectives.registry import OBJECTIVES, make_objective
 from jaxsft.sharding import make_mesh
 from jaxsft.training.optimizer import DIRECTIONS, make_optimizer, make_schedule
 from jaxsft.training.program import Program, dtypes, make_method
+from jaxsft.validation import CHOICES, NOT_NEGATIVE, POSITIVE, did_you_mean, from_dict, to_dict, validate
 from tests.data.conftest import make_tokenizer
 from tests.tiny import llama
 

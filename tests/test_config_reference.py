@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from jaxsft import config
-from jaxsft.config import ObjectiveConfig, TrainConfig, from_dict, validate
+from jaxsft.config import ObjectiveConfig, TrainConfig
 from jaxsft.errors import UserError
+from jaxsft.validation import from_dict, validate
 from tests.conftest import REPOSITORY
 from tests.training.conftest import run
 

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from jaxsft import __version__
-from jaxsft.config import EvalConfig, TaskConfig, TrainConfig, did_you_mean, to_dict, validate
+from jaxsft.config import EvalConfig, TaskConfig, TrainConfig
 from jaxsft.errors import UserError
 from jaxsft.models.checkpoint import fingerprint, resolve
+from jaxsft.validation import did_you_mean, to_dict, validate
 from jaxsft.world import recipe, records
 
 EVALUATION = "evaluation.json"

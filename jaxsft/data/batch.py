@@ -28,7 +28,8 @@ class Batch:
       weights: float32 [B, T], loss weight of target t; 0 where nothing is supervised. The mask is this array and never
         a sentinel token id.
       extras: what a recipe needs besides, name -> [B, T] or [B, E]; slot e - 1 belongs to example id e. Always holds
-        `example_index` int32 [B, E], the index of the example in its data set, -1 in empty slots.
+        `example_index` int32 [B, E], the index of the example in its data set, -1 in empty slots; where examples stand
+        in groups of several, `member` int32 [B, E], the place of the example in its group, 0 being the first.
     """
 
     tokens: Array

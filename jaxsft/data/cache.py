@@ -22,18 +22,24 @@ from etils import epath
 from jaxsft.data.render import Example
 from jaxsft.errors import UserError
 
-VERSION = 4  # raise it when the same data would give other arrays
+VERSION = 6  # raise it when the same data would give other arrays
 DEFAULT = "~/.cache/jaxsft"
 META = "meta.json"
 
 
 class Entry(NamedTuple):
-    """An example on its way into the cache; `notice` is what users should know about it, "" for nothing."""
+    """An example on its way into the cache.
+
+    Attributes:
+      notice: what users should know about it, "" for nothing.
+      variant: which of its record's conversations it is; 0 begins a new record.
+    """
 
     example: Example
     source: str
     task_type: str
     notice: str = ""
+    variant: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +55,8 @@ class TokenCache:
       is_text: bool [examples], plain text (read in windows) or a conversation.
       firsts: int32 [examples], place of the first supervised token in its example.
       supervised: int32 [examples], how many tokens of it are supervised.
+      records: int32 [examples], which record each is of.
+      variants: int32 [examples], which of its record's conversations it is.
       notices: what users should know -> of how many examples.
       max_id: the largest token id.
       fingerprint: of the files, the rendering and the tokenizer.
@@ -62,16 +70,24 @@ class TokenCache:
     is_text: np.ndarray
     firsts: np.ndarray
     supervised: np.ndarray
+    records: np.ndarray
+    variants: np.ndarray
     source_names: list[str]
     task_type_names: list[str]
     notices: dict[str, int]
     max_id: int
     fingerprint: str
 
+    @property
+    def num_records(self) -> int:
+        """How many records were read."""
+        return int(self.records[-1]) + 1 if len(self.records) else 0
+
 
 ARRAYS = {
     "ids": np.int32, "weights": np.float32, "starts": np.int64, "sources": np.int32, "task_types": np.int32,
-    "is_text": np.bool_, "firsts": np.int32, "supervised": np.int32,
+    "is_text": np.bool_, "firsts": np.int32, "supervised": np.int32, "records": np.int32,
+    "variants": np.int32,
 }  # fmt: skip
 
 
@@ -162,7 +178,9 @@ def _write(path: Path, entries: Iterable[Entry]) -> None:
     notices: dict[str, int] = {}
     max_id = 0
     with open(path / "ids", "wb") as ids, open(path / "weights", "wb") as weights:
-        for example, source, task_type, notice in entries:
+        record = -1
+        for example, source, task_type, notice, variant in entries:
+            record += variant == 0
             targets = np.flatnonzero(example.weights)
             ids.write(example.ids.astype(np.int32).data)
             weights.write(example.weights.astype(np.float32).data)
@@ -173,6 +191,8 @@ def _write(path: Path, entries: Iterable[Entry]) -> None:
             columns["is_text"].append(example.is_text)
             columns["firsts"].append(targets[0] if len(targets) else 0)
             columns["supervised"].append(len(targets))
+            columns["records"].append(record)
+            columns["variants"].append(variant)
             if notice:
                 notices[notice] = notices.get(notice, 0) + 1
         for stream in (ids, weights):

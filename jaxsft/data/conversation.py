@@ -17,8 +17,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxsft.config import did_you_mean
 from jaxsft.errors import UserError
+from jaxsft.validation import did_you_mean
 
 ROLES = {
     "system": "system", "developer": "system",

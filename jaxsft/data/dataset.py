@@ -5,8 +5,8 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 import tokenizers
@@ -15,6 +15,7 @@ from tqdm import tqdm
 from jaxsft.config import DataConfig, SourceConfig
 from jaxsft.data.cache import Entry, TokenCache, cache_folder, cached, hash_files
 from jaxsft.data.conversation import Conversation, parse
+from jaxsft.data.groups import Groups
 from jaxsft.data.render import Example, Renderer
 from jaxsft.data.sources import Source, open_source, row_range
 from jaxsft.data.templates import Template, load_template
@@ -25,6 +26,7 @@ CHUNK = 256  # records rendered, then tokenised together
 NO_TARGET = "no supervised token"
 CUT_TARGET = "no supervised token left within max_length"
 TOO_LONG = "longer than max_length"
+LOST_VARIANT = "left without the other conversation of their record"
 
 
 @dataclasses.dataclass
@@ -85,45 +87,41 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, seed: int = 0) -> "Dataset
     return Dataset(config, caches, [source.weight for source in sources], seed)
 
 
-@dataclasses.dataclass(frozen=True)
-class Groups:
-    """How examples stand together. Packing places groups of attention units, which hold examples, all in order.
+class Grouping(NamedTuple):
+    """A way in which examples stand together, as `config.data.grouping` names it.
 
     Attributes:
-      units: int64 [groups + 1], where each group begins among the units.
-      examples: int64 [units + 1], where each unit begins among the examples.
+      groups: (data set, members, epoch) -> the groups of an epoch. `members` are the examples that sources and weights
+        give it, of each record its first variant; what else belongs to them, the function adds.
+      expand: (conversation, where) -> the conversations that a record gives, its variants in order.
+      whole: whether a record is of use only with all of its variants.
+      varies: whether epochs differ in their groups.
     """
 
-    units: np.ndarray
-    examples: np.ndarray
+    groups: Callable[["Dataset", np.ndarray, int], Groups]
+    expand: Callable[[Conversation, str], list[Conversation]] = lambda conversation, where: [conversation]
+    whole: bool = False
+    varies: bool = True
 
-    @classmethod
-    def single(cls, count: int) -> "Groups":
-        """Every example a unit, every unit a group."""
-        return cls(np.arange(count + 1), np.arange(count + 1))
 
-    def __len__(self) -> int:
-        return len(self.units) - 1
-
-    def sizes(self) -> np.ndarray:
-        """int64 [groups], examples of each group."""
-        return np.diff(self.examples[self.units])
-
-    def lengths(self, lengths: np.ndarray) -> np.ndarray:
-        """int64 [groups], tokens of each group, from those of examples."""
-        ends = np.concatenate([[0], np.cumsum(lengths)])
-        return np.diff(ends[self.examples[self.units]])
+GROUPINGS: dict[str, Grouping] = {
+    "example": Grouping(lambda dataset, members, epoch: Groups.single(members), varies=False),
+}
 
 
 class Dataset:
     """The examples of all sources, within `max_length`, and how they form groups.
 
     Attributes:
+      config: what it was made from.
       lengths: int32 [examples], tokens.
       supervised: int32 [examples], how many of them have a loss weight.
-      groups: how examples stand together.
+      records: int64 [examples], which record each is of; windows of a long text share one.
+      variants: int32 [examples], which of a record's conversations each is: of a preference pair 0 the preferred
+        answer and 1 the rejected one.
       report: what was kept, cut and dropped.
-      fingerprint: of everything that decides the examples.
+      fingerprint: of everything that decides the examples and their order.
+      examples_fingerprint: of the examples alone, which is what scores belong to.
       sources, task_types: names that the extras `source` and `task_type` index.
     """
 
@@ -133,7 +131,8 @@ class Dataset:
         Raises:
           UserError: if too many are dropped, or none is left.
         """
-        self._caches, self._seed = caches, seed
+        self._caches, self._seed, self.config = caches, seed, config
+        self._scores: dict[str, Any] = {}
         parts = [_windows(cache, config) for cache in caches]
         self.sources = sorted({name for cache in caches for name in cache.source_names})
         self.task_types = sorted({name for cache in caches for name in cache.task_type_names})
@@ -145,14 +144,18 @@ class Dataset:
         self.task_type_ids = _rename(
             parts, [c.task_types for c in caches], [c.task_type_names for c in caches], self.task_types
         )
-        self.groups = Groups.single(len(self.lengths))
+        firsts = np.cumsum([0] + [cache.num_records for cache in caches])
+        self.records = np.concatenate([first + c.records[p.records] for first, c, p in zip(firsts, caches, parts)])
+        self.variants = np.concatenate([c.variants[p.records] for c, p in zip(caches, parts)]).astype(np.int32)
         self._weights = weights
         if not any(weights):
             raise UserError("every source of the mixture has weight 0; give one a positive weight.")
         self._bounds = np.cumsum([0] + [len(part.starts) for part in parts])
-        self.fingerprint = _digest(
-            [cache.fingerprint for cache in caches], weights, config.max_length, config.truncation, seed
+        self.examples_fingerprint = _digest(
+            [cache.fingerprint for cache in caches], config.max_length, config.truncation
         )
+        order = [] if config.grouping == "example" else [config.grouping, config.attention_unit]
+        self.fingerprint = _digest(self.examples_fingerprint, weights, seed, *order)
         self.report = self._report(parts)
         _check_dropped(self.report, config)
 
@@ -180,36 +183,54 @@ class Dataset:
         weights[:1] = 0.0  # a later window's first token was scored in the one before
         return np.array(cache.ids[window]), weights, self.extras(i)
 
-    def extras(self, i: int) -> dict[str, int]:
-        """What a batch holds of an example besides: a number goes into the example's slot of an [B, E] array.
+    def extras(self, i: int) -> dict[str, Any]:
+        """What a batch holds of an example besides.
 
-        A recipe's own data set may also give arrays of one number a token, of the token as a target, as weights are;
-        they go into [B, T] arrays.
+        A number goes into the example's slot of an [B, E] array; an array of one number a token, of the token as a
+        target, as weights are, into an [B, T] array.
         """
         extras = {"example_index": i, "source": int(self.source_ids[i])}
         if any(self.task_types):
             extras["task_type"] = int(self.task_type_ids[i])
-        return extras
+        return extras | {name: values[i] for name, values in self._scores.items()}
 
-    def epoch(self, epoch: int) -> np.ndarray:
-        """int64, the groups of an epoch: those of a source of weight 2 twice, of 0.5 a random half."""
+    def score(self, name: str, values: Any) -> None:
+        """Gives every example a score, which batches then hold under this name.
+
+        Args:
+          name: of the extra; a name that is there already gets new values.
+          values: float32 [examples]; or for each example an array of one float32 a token, of the token as a target.
+        """
+        if len(values) != len(self):
+            raise ValueError(f"{len(values)} scores {name!r} for {len(self)} examples")
+        self._scores[name] = values
+
+    def epoch(self, epoch: int) -> Groups:
+        """The groups of an epoch: those of a source of weight 2 twice, of 0.5 a random half."""
         chosen = []
-        for i, (weight, first, last) in enumerate(zip(self._weights, self._bounds, self._bounds[1:])):
-            whole, count = int(weight), round((weight - int(weight)) * (last - first))
+        first = self.variants == 0  # a record counts once, however many conversations it gives
+        for i, (weight, begin, end) in enumerate(zip(self._weights, self._bounds, self._bounds[1:])):
+            own = begin + np.flatnonzero(first[begin:end])
+            whole, count = int(weight), round((weight - int(weight)) * len(own))
             random = np.random.default_rng((self._seed, epoch, i))
-            chosen += [np.arange(first, last)] * whole
-            chosen.append(np.sort(first + random.choice(last - first, count, replace=False)))
-        return np.concatenate(chosen).astype(np.int64)
+            chosen += [own] * whole
+            chosen.append(own[np.sort(random.choice(len(own), count, replace=False))])
+        return GROUPINGS[self.config.grouping].groups(self, np.concatenate(chosen).astype(np.int64), epoch)
+
+    def random(self, epoch: int) -> np.random.Generator:
+        """Of the draws of an epoch's groups."""
+        return np.random.default_rng((self._seed, epoch, len(self._weights)))
 
     @property
     def epochs_vary(self) -> bool:
-        """Whether epochs hold different examples."""
-        return any(weight != int(weight) for weight in self._weights)
+        """Whether epochs hold different groups."""
+        fractional = any(weight != int(weight) for weight in self._weights)
+        return fractional or GROUPINGS[self.config.grouping].varies
 
     def _report(self, parts: list["_Windows"]) -> Report:
         count = lambda ids, names: dict(zip(names, np.bincount(ids, minlength=len(names)).tolist()))
         return Report(
-            records=sum(len(cache.starts) - 1 for cache in self._caches),
+            records=sum(cache.num_records for cache in self._caches),
             examples=len(self.lengths),
             cut=sum(part.cut for part in parts),
             dropped=_total(part.dropped for part in parts),
@@ -249,8 +270,13 @@ def _windows(cache: TokenCache, config: DataConfig) -> _Windows:
     empty = cache.supervised == 0
     too_long = long & ~empty & (config.truncation == "drop")
     lost = long & ~empty & ~too_long & (cache.firsts >= size)
-    use = np.flatnonzero(~(empty | lost | too_long))
+    kept = ~(empty | lost | too_long)
     dropped = {NO_TARGET: empty, CUT_TARGET: lost, TOO_LONG: too_long}
+    if GROUPINGS[config.grouping].whole:
+        short = np.bincount(cache.records) != np.bincount(cache.records[kept], minlength=cache.num_records)
+        dropped[LOST_VARIANT] = kept & short[cache.records]
+        kept &= ~dropped[LOST_VARIANT]
+    use = np.flatnonzero(kept)
     records, firsts, sizes = use, starts[use], np.where(long, size, lengths)[use]
     supervised = np.array(cache.supervised[use])
     for i in np.flatnonzero(long[use]):
@@ -312,6 +338,8 @@ def _tokenised(config: SourceConfig, source: Source, data: DataConfig, tokenizer
         "tokenizers": tokenizers.__version__,
         "supervise": data.supervise,
     }
+    if data.grouping != "example":
+        key["grouping"] = data.grouping
     return cached(data.cache_dir, key, _examples(config, source, range(start, stop), data, template, tokenizer))
 
 
@@ -321,14 +349,18 @@ def _examples(
     records = source.records(rows.start, rows.stop)
     progress = tqdm(total=len(rows), desc=f"tokenising {source.name}", unit="record", delay=1.0, disable=None)
     renderer = Renderer(template, tokenizer, data.supervise)
+    expand = GROUPINGS[data.grouping].expand
     with progress:
         while chunk := list(itertools.islice(records, CHUNK)):
-            pairs: list[tuple[Conversation, str]] = [(parse(r, where, config.fields), where) for r, where in chunk]
+            parsed = [(parse(record, where, config.fields), where) for record, where in chunk]
+            several = [(expand(conversation, where), where) for conversation, where in parsed]
+            pairs = [(conversation, where) for conversations, where in several for conversation in conversations]
+            variants = [variant for conversations, _ in several for variant in range(len(conversations))]
             if template is None and any(c.text is None for c, _ in pairs):
                 load_template(data.template, tokenizer)  # says that there is none
-            for (conversation, _), example in zip(pairs, renderer.examples(pairs)):
+            for (conversation, _), variant, example in zip(pairs, variants, renderer.examples(pairs)):
                 notice = _notice(conversation, example, tokenizer)
-                yield Entry(example, conversation.source or source.name, conversation.task_type, notice)
+                yield Entry(example, conversation.source or source.name, conversation.task_type, notice, variant)
             progress.update(len(chunk))
 
 

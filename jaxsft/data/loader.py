@@ -8,7 +8,7 @@ import functools
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import grain
 import jax
@@ -17,6 +17,7 @@ import numpy as np
 from jaxsft.config import DataConfig
 from jaxsft.data.batch import Batch
 from jaxsft.data.dataset import Dataset
+from jaxsft.data.groups import Groups
 from jaxsft.data.packing import Plan, plan
 from jaxsft.errors import UserError
 
@@ -59,17 +60,17 @@ class Loader:
         self._share_count = share_count
         self._dataset, self._seed, self._packing = dataset, seed, config.packing
         self.batch_size, self.row_length = batch_size, config.max_length
-        self._group_lengths = dataset.groups.lengths(dataset.lengths)
-        self._group_supervised = dataset.groups.lengths(dataset.supervised)
-        self._group_sizes = dataset.groups.sizes()
-        self.num_slots = config.max_examples_per_row if config.packing else int(self._group_sizes.max())
-        self._plan = functools.lru_cache(maxsize=3)(self._make_plan)
+        self._row_is_unit, self._grouped = config.attention_unit == "row", config.grouping != "example"
+        self._epoch = functools.lru_cache(maxsize=3)(self._lay_out_epoch)
+        self.num_slots = config.max_examples_per_row
+        if not config.packing:
+            self.num_slots = int(self._epoch(0).groups.sizes().max()) if self._grouped else 1
         self._rows_before, self._lock = [0], threading.Lock()
         self._share(batch_size)
 
     def rows(self, epoch: int = 0) -> int:
         """How many rows an epoch has."""
-        return self._plan(epoch).num_rows
+        return self._epoch(epoch).plan.num_rows
 
     def steps(self, epochs: float) -> int:
         """Optimizer steps that see every row of that many epochs."""
@@ -79,14 +80,13 @@ class Loader:
 
     def fill_rate(self, epoch: int = 0) -> float:
         """Share of an epoch's slots that hold tokens."""
-        table = self._plan(epoch)
-        tokens = self._group_lengths[self._dataset.epoch(epoch)].sum()
-        return float(tokens / (table.num_rows * self.row_length))
+        groups, plan = self._epoch(epoch)
+        return float(groups.sums(self._dataset.lengths).sum() / (plan.num_rows * self.row_length))
 
     def rows_without_slot(self, epoch: int = 0) -> int:
         """How many rows of an epoch hold as many examples as they may."""
-        table = self._plan(epoch)
-        return int((np.add.reduceat(self._group_sizes[table.groups], table.starts[:-1]) == self.num_slots).sum())
+        groups, plan = self._epoch(epoch)
+        return int((np.add.reduceat(groups.sizes()[plan.groups], plan.starts[:-1]) == self.num_slots).sum())
 
     def batch(self, step: int) -> Batch:
         """This process's rows of the batch of optimizer step `step`, counted from 0; NumPy arrays."""
@@ -95,19 +95,23 @@ class Loader:
 
     def shapes(self) -> Batch:
         """The global batch as `jax.ShapeDtypeStruct`s."""
-        one = self._assemble([np.zeros(0, np.int64)])
+        one = self._assemble([[]])
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct((self.batch_size, *x.shape[1:]), x.dtype), one)
 
     def counts(self, step: int) -> dict[str, int]:
         """Tokens of the global batch of a step: `slots` it has, `real` ones in them, `supervised` ones among these."""
-        groups = np.concatenate([self._row(step * self.batch_size + r) for r in range(self.batch_size)])
-        real, supervised = int(self._group_lengths[groups].sum()), int(self._group_supervised[groups].sum())
-        return {"slots": self.batch_size * self.row_length, "real": real, "supervised": supervised}
+        rows = [self._row(step * self.batch_size + r) for r in range(self.batch_size)]
+        examples = np.concatenate([unit for row in rows for group in row for unit in group])
+        real, supervised = self._dataset.lengths[examples].sum(), self._dataset.supervised[examples].sum()
+        return {"slots": self.batch_size * self.row_length, "real": int(real), "supervised": int(supervised)}
 
     @property
     def mean_unit_length(self) -> float:
-        """Mean over tokens of the length of the attention unit that they sit in."""
-        lengths = np.add.reduceat(self._dataset.lengths, self._dataset.groups.examples[:-1]).astype(np.float64)
+        """Mean over tokens of the length of the attention unit that they sit in, in the first epoch."""
+        groups, plan = self._epoch(0)
+        lengths = groups.unit_sums(self._dataset.lengths).astype(np.float64)
+        if self._row_is_unit:
+            lengths = np.add.reduceat(groups.sums(self._dataset.lengths)[plan.groups], plan.starts[:-1]).astype(float)
         return float((lengths**2).sum() / lengths.sum())
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
@@ -115,13 +119,17 @@ class Loader:
         options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=PREFETCH)
         return iter(grain.MapDataset.range(start, stop).map(self.batch).to_iter_dataset(options))
 
-    def evaluation_batches(self, batch_size: int | None = None) -> Iterator[Batch]:
-        """Every example once, in the data's order as far as packing allows; the last batch ends in empty rows."""
+    def evaluation_batches(self, batch_size: int | None = None, first: int = 0) -> Iterator[Batch]:
+        """Every example once, by itself, in the data's order as far as packing allows, from batch `first` on.
+
+        The last batch ends in empty rows.
+        """
         batch_size = batch_size or self.batch_size
-        table = self._layout(np.arange(len(self._dataset.groups)), 0, shuffle=False)
-        for first in range(0, table.num_rows, batch_size):
-            rows = [first + r for r in self._share(batch_size)]
-            yield self._assemble([table.row(r) if r < table.num_rows else table.groups[:0] for r in rows])
+        groups = Groups.single(np.arange(len(self._dataset)))
+        table = self._lay_out(groups, 0, shuffle=False)
+        for begin in range(first * batch_size, table.num_rows, batch_size):
+            rows = [table.row(begin + r) if begin + r < table.num_rows else [] for r in self._share(batch_size)]
+            yield self._assemble([[groups.group(g) for g in row] for row in rows])
 
     def _share(self, batch_size: int) -> list[int]:
         if batch_size % self._share_count:
@@ -132,21 +140,21 @@ class Loader:
         size = batch_size // self._share_count
         return [share * size + row for share in self._shares for row in range(size)]
 
-    def _make_plan(self, epoch: int) -> Plan:
-        return self._layout(self._dataset.epoch(epoch), epoch, shuffle=True)
+    def _lay_out_epoch(self, epoch: int) -> "_Epoch":
+        groups = self._dataset.epoch(epoch)
+        return _Epoch(groups, self._lay_out(groups, epoch, shuffle=True))
 
-    def _layout(self, groups: np.ndarray, epoch: int, shuffle: bool) -> Plan:
-        table = plan(
-            self._group_lengths[groups],
+    def _lay_out(self, groups: Groups, epoch: int, shuffle: bool) -> Plan:
+        return plan(
+            groups.sums(self._dataset.lengths),
             self.row_length,
             seed=self._seed,
             epoch=epoch,
             packing=self._packing,
             max_examples=self.num_slots,
-            sizes=self._group_sizes[groups],
+            sizes=groups.sizes(),
             shuffle=shuffle,
         )
-        return Plan(groups[table.groups], table.starts)
 
     def _start_of(self, epoch: int) -> int:
         """Rows of all epochs before `epoch`."""
@@ -157,14 +165,15 @@ class Loader:
                 self._rows_before.append(self._rows_before[-1] + self.rows(len(self._rows_before) - 1))
             return self._rows_before[epoch]
 
-    def _row(self, row: int) -> np.ndarray:
-        """The groups of a row of the endless stream."""
+    def _row(self, row: int) -> list[list[np.ndarray]]:
+        """The groups of a row of the endless stream, each a list of its attention units' examples."""
         epoch = 0 if self._dataset.epochs_vary else row // self.rows(0)
         while self._start_of(epoch + 1) <= row:
             epoch += 1
-        return self._plan(epoch).row(row - self._start_of(epoch))
+        groups, plan = self._epoch(epoch)
+        return [groups.group(g) for g in plan.row(row - self._start_of(epoch))]
 
-    def _assemble(self, rows: list[np.ndarray]) -> Batch:
+    def _assemble(self, rows: list[list[list[np.ndarray]]]) -> Batch:
         """Writes the groups of each row into arrays; see `Batch` for their meaning."""
         shape, slots = (len(rows), self.row_length), (len(rows), self.num_slots)
         ints = {
@@ -172,19 +181,23 @@ class Loader:
         }
         weights = np.zeros(shape, np.float32)
         extras = {name: _empty(value, shape, slots) for name, value in self._dataset.extras(0).items()}
-        groups = self._dataset.groups
+        if self._grouped:
+            extras["member"] = np.full(slots, -1, np.int32)
         for b, row in enumerate(rows):
             at, unit, slot = 0, 0, 0
             for group in row:
-                for u in range(groups.units[group], groups.units[group + 1]):
+                first = slot
+                for examples in group:
                     unit, begin = unit + 1, at
-                    for example in range(groups.examples[u], groups.examples[u + 1]):
+                    for example in examples:
                         ids, loss_weights, fields = self._dataset.example(example)
                         here = slice(at, at + len(ids))
                         ints["tokens"][b, here] = ids
                         ints["targets"][b, at : at + len(ids) - 1] = ids[1:]
                         weights[b, at : at + len(ids) - 1] = loss_weights[1:]
                         ints["example_ids"][b, here] = slot + 1
+                        if self._grouped:
+                            fields = fields | {"member": slot - first}
                         for name, value in fields.items():
                             if np.ndim(value):
                                 extras[name][b, at : at + len(ids) - 1] = value[1:]
@@ -193,7 +206,17 @@ class Loader:
                         at, slot = at + len(ids), slot + 1
                     ints["segment_ids"][b, begin:at] = unit
                     ints["positions"][b, begin:at] = np.arange(at - begin)
+            if self._row_is_unit:
+                ints["segment_ids"][b, :at] = 1
+                ints["positions"][b, :at] = np.arange(at)
         return Batch(**ints, weights=weights, extras=extras)
+
+
+class _Epoch(NamedTuple):
+    """The groups of an epoch, and which of them share a row."""
+
+    groups: Groups
+    plan: Plan
 
 
 def _empty(value: Any, tokens: tuple[int, int], slots: tuple[int, int]) -> np.ndarray:

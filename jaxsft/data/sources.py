@@ -8,8 +8,9 @@ from typing import Any, Protocol
 import numpy as np
 from etils import epath
 
-from jaxsft.config import SourceConfig, did_you_mean
+from jaxsft.config import SourceConfig
 from jaxsft.errors import UserError
+from jaxsft.validation import did_you_mean
 from jaxsft.world import PREFIX as WORLD
 from jaxsft.world import records as world
 

@@ -14,9 +14,9 @@ import jinja2.parser
 from etils import epath
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from jaxsft.config import did_you_mean
 from jaxsft.data.tokenizer import Tokenizer
 from jaxsft.errors import UserError
+from jaxsft.validation import did_you_mean
 
 CHATML = """\
 {{- '' if bos_token == '<|im_start|>' else bos_token }}

@@ -25,9 +25,10 @@ from jaxsft.errors import UserError
 from jaxsft.evaluation.perplexity import by_source
 from jaxsft.evaluation.rows import batches as rows
 from jaxsft.evaluation.rows import read_examples
-from jaxsft.evaluation.scoring import Sums, example_sums, hidden_states, replicate, sum_by_example
+from jaxsft.evaluation.scoring import Sums, example_sums, hidden_states, replicate
 from jaxsft.evaluation.task import Result, Subject, Task
 from jaxsft.objectives.cross_entropy import token_kl, token_log_probs
+from jaxsft.objectives.examples import sum_by_example
 
 Model = tuple[Any, Any]  # parameters, and the adapter tree of `Decoder.forward` or None
 Deviation = Callable[[Model, Model, Batch], Sums]

@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxsft.config import DataConfig, TaskConfig, did_you_mean
+from jaxsft.config import DataConfig, TaskConfig
 from jaxsft.data.conversation import Conversation, Message, rename
 from jaxsft.data.render import Renderer
 from jaxsft.data.sources import open_source, row_range
@@ -34,6 +34,7 @@ from jaxsft.evaluation.perplexity import make_nll
 from jaxsft.evaluation.rows import InMemory, batches
 from jaxsft.evaluation.scoring import example_sums
 from jaxsft.evaluation.task import Result, Subject, Task, by_part, digest
+from jaxsft.validation import did_you_mean
 
 NO_TEMPLATE = "none"
 NAMES = {

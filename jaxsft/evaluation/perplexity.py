@@ -14,8 +14,9 @@ from jaxsft.config import TaskConfig
 from jaxsft.data.batch import Batch
 from jaxsft.evaluation.rows import batches as rows
 from jaxsft.evaluation.rows import read_examples
-from jaxsft.evaluation.scoring import Sums, example_sums, log_probs, replicate, sum_by_example
+from jaxsft.evaluation.scoring import Sums, example_sums, log_probs, replicate
 from jaxsft.evaluation.task import Result, Subject, Task
+from jaxsft.objectives.examples import sum_by_example
 
 NLL = Callable[[Any, Any, Batch], Sums]
 

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from jaxsft.config import DataConfig, SourceConfig
 from jaxsft.data.batch import Batch
 from jaxsft.data.conversation import parse
-from jaxsft.data.dataset import Dataset, Groups, prepare
+from jaxsft.data.dataset import Dataset, prepare
 from jaxsft.data.loader import Loader
 from jaxsft.data.sources import open_source
 from jaxsft.data.tokenizer import Tokenizer
@@ -67,7 +67,6 @@ class InMemory:
     Attributes:
       lengths: int32 [examples], tokens.
       supervised: int32 [examples], tokens of weight above 0.
-      groups: every example by itself.
     """
 
     def __init__(self, examples: list[tuple[np.ndarray, np.ndarray]]):
@@ -75,7 +74,6 @@ class InMemory:
         self._examples = examples
         self.lengths = np.array([len(ids) for ids, _ in examples], np.int32)
         self.supervised = np.array([np.count_nonzero(weights) for _, weights in examples], np.int32)
-        self.groups = Groups.single(len(examples))
 
     def __len__(self) -> int:
         return len(self._examples)

@@ -62,15 +62,6 @@ def hidden_states(decoder: Any, params: Any, adapters: Any, batch: Batch) -> jax
     return decoder.forward(params, batch.tokens, batch.positions, batch.segment_ids, adapters=adapters, ctx=ctx).hidden
 
 
-def sum_by_example(values: jax.Array, batch: Batch) -> jax.Array:
-    """Sums [B, T] over the tokens of each example: [B, E]."""
-
-    def row(values: jax.Array, ids: jax.Array) -> jax.Array:
-        return jax.ops.segment_sum(values, ids, num_segments=batch.num_slots + 1)[1:]
-
-    return jax.vmap(row)(values, batch.example_ids)
-
-
 def replicate(tree: Any) -> Any:
     """Puts small results on every device, so that every process reads all of them; the identity without a mesh."""
     if jax.sharding.get_abstract_mesh().empty:

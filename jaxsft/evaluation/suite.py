@@ -8,13 +8,14 @@ import jax
 from etils import epath
 
 from jaxsft import __version__
-from jaxsft.config import EvaluateConfig, SuiteConfig, TaskConfig, to_dict
+from jaxsft.config import EvaluateConfig, SuiteConfig, TaskConfig
 from jaxsft.errors import UserError
 from jaxsft.evaluation.registry import headline, prepare
 from jaxsft.evaluation.task import Result, Subject
 from jaxsft.files import write_json, write_text
 from jaxsft.sharding import make_mesh
 from jaxsft.training.restore import OpenModel, open_model, started_from
+from jaxsft.validation import to_dict
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,6 @@ from etils import epath
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jaxsft import world
-from jaxsft.config import did_you_mean
 from jaxsft.errors import UserError
 from jaxsft.files import check_new_folder, new_folder
 from jaxsft.models import layout, tensorfiles, weights
@@ -27,6 +26,7 @@ from jaxsft.models.architecture import Architecture
 from jaxsft.models.decoder import Decoder, Params
 from jaxsft.models.tensorfiles import TensorFile
 from jaxsft.sharding import AXES, tree_shardings
+from jaxsft.validation import did_you_mean
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")

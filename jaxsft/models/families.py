@@ -9,9 +9,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from jaxsft.config import did_you_mean
 from jaxsft.errors import UserError
 from jaxsft.models.architecture import Architecture, LayerKind, Rope
+from jaxsft.validation import did_you_mean
 
 
 @dataclasses.dataclass(frozen=True)

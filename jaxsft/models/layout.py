@@ -14,9 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxsft.config import did_you_mean
 from jaxsft.errors import UserError
 from jaxsft.models.architecture import Architecture
+from jaxsft.validation import did_you_mean
 
 Path = tuple[str, ...]
 

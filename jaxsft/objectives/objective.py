@@ -35,10 +35,13 @@ class Model(Protocol):
 
     Attributes:
       key: of this step and micro-batch, for an objective's own randomness; None in evaluation.
+      step_key: of this step, the same for all micro-batches: fold in what tells examples apart (`example_index`), and
+        the draws do not depend on how the batch was cut.
       parts: the tuning method's arrays (`jaxsft.adapters.method.Parts`).
     """
 
     key: jax.Array | None
+    step_key: jax.Array | None
     parts: Any
 
     def __call__(self, batch: Batch, *, adapter: bool = True, embed_noise: jax.Array | None = None) -> ModelOutput:
@@ -53,7 +56,15 @@ class Model(Protocol):
 
 
 class Objective(Protocol):
-    """A loss. Static and hashable: a frozen dataclass of plain numbers, closed over by the jitted step."""
+    """A loss. Static and hashable: a frozen dataclass of plain numbers, closed over by the jitted step.
+
+    Attributes:
+      grouping: the `config.data.grouping` that it needs; "" is any.
+      needs_reference: whether it compares the model with a reference.
+    """
+
+    grouping: str
+    needs_reference: bool
 
     def denominators(self, batch: Batch) -> dict[str, jax.Array]:
         """The denominators of the terms, from arrays of the whole global batch, before it is cut into micro-batches."""
@@ -72,3 +83,15 @@ class Objective(Protocol):
     def metrics(self, sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """What is reported, from the sums over all micro-batches."""
         ...
+
+
+class Base:
+    """What most objectives answer: any data, no reference, no penalties."""
+
+    grouping = ""
+    needs_reference = False
+
+    def penalties(self, parts: Any) -> dict[str, Term]:
+        """None."""
+        del parts
+        return {}

@@ -2,10 +2,11 @@
 
 import dataclasses
 
-from jaxsft.config import ObjectiveConfig, did_you_mean
+from jaxsft.config import ObjectiveConfig
 from jaxsft.errors import UserError
 from jaxsft.objectives.objective import Objective
 from jaxsft.objectives.sft import SFT
+from jaxsft.validation import did_you_mean
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "sft": SFT,

@@ -8,19 +8,20 @@ micro-batches, packed into rows or split over devices.
 """
 
 import dataclasses
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxsft.data.batch import Batch
 from jaxsft.objectives.cross_entropy import weighted_cross_entropy
-from jaxsft.objectives.objective import Model
+from jaxsft.objectives.examples import spread_over_tokens, sum_by_example
+from jaxsft.objectives.figures import token_metrics, token_sums
+from jaxsft.objectives.objective import Base, Model
 from jaxsft.objectives.terms import Term, ratio
 
 
 @dataclasses.dataclass(frozen=True)
-class SFT:
+class SFT(Base):
     """The objective; see `jaxsft.config.ObjectiveConfig` for its fields."""
 
     reduction: str = "token_mean"
@@ -35,7 +36,7 @@ class SFT:
     def __call__(
         self, model: Model, batch: Batch, denominators: dict[str, jax.Array]
     ) -> tuple[dict[str, Term], dict[str, jax.Array]]:
-        """The term `cross_entropy`, and sums over supervised tokens, see `metrics`."""
+        """The term `cross_entropy`, and sums over the supervised tokens."""
         output = model(batch)
         loss, tokens = weighted_cross_entropy(
             output.head,
@@ -47,30 +48,12 @@ class SFT:
             label_smoothing=self.label_smoothing,
             chunk_size=self.chunk_size,
         )
-        sums = {
-            "nll_sum": -jnp.sum(batch.weights * tokens.log_prob),
-            "weight_sum": jnp.sum(jnp.asarray(batch.weights)),
-            "hits": jnp.sum(tokens.hit).astype(jnp.float32),
-            "supervised_tokens": jnp.sum(batch.weights != 0).astype(jnp.float32),
-        }
-        return {"cross_entropy": Term(1.0, loss, denominators["cross_entropy"])}, sums
-
-    def penalties(self, parts: Any) -> dict[str, Term]:
-        """None."""
-        del parts
-        return {}
+        terms = {"cross_entropy": Term(1.0, loss, denominators["cross_entropy"])}
+        return terms, token_sums(batch, tokens.log_prob, tokens.hit)
 
     def metrics(self, sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
-        """Means over the supervised tokens, whatever the reduction.
-
-        `nll` (nats, weighted, without smoothing and z-loss), `mean_token_accuracy` (share of targets that are the
-        likeliest token) and `supervised_tokens` (their number).
-        """
-        return {
-            "nll": ratio(sums["nll_sum"], sums["weight_sum"]),
-            "mean_token_accuracy": ratio(sums["hits"], sums["supervised_tokens"]),
-            "supervised_tokens": sums["supervised_tokens"],
-        }
+        """See `token_metrics`."""
+        return token_metrics(sums)
 
 
 def token_weights(batch: Batch, reduction: str) -> jax.Array:
@@ -89,12 +72,10 @@ def denominator(batch: Batch, reduction: str) -> jax.Array:
 
 
 def weight_of_examples(batch: Batch) -> jax.Array:
-    """The summed weight of each example, [B, E + 1]; slot 0 is padding."""
-    add = lambda weights, ids: jnp.zeros(batch.num_slots + 1, weights.dtype).at[ids].add(weights)
-    return jax.vmap(add)(jnp.asarray(batch.weights), jnp.asarray(batch.example_ids))
+    """The summed weight of each example, [B, E]."""
+    return sum_by_example(batch.weights, batch)
 
 
 def per_example_weights(batch: Batch) -> jax.Array:
     """Weights [B, T] that sum to one over each example; an example never leaves its row, so no other row matters."""
-    of_example = jnp.take_along_axis(weight_of_examples(batch), jnp.asarray(batch.example_ids), axis=1)
-    return jnp.where(of_example > 0, batch.weights / jnp.where(of_example > 0, of_example, 1), 0)
+    return ratio(jnp.asarray(batch.weights), spread_over_tokens(weight_of_examples(batch), batch))

@@ -4,9 +4,10 @@ import pprint
 import shlex
 from typing import Any
 
-from jaxsft.config import TrainConfig, to_dict
+from jaxsft.config import TrainConfig
 from jaxsft.report.groups import flatten
 from jaxsft.report.read import Run
+from jaxsft.validation import to_dict
 
 CONFIG_NAME = "repeat.py"
 DEFAULTS_LINE = "from jaxsft.config import TrainConfig as get_config"

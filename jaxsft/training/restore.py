@@ -1,6 +1,7 @@
 """`--model=...` of every script: a Hugging Face folder, a hub name, or a run's workdir, opened the same way."""
 
 import dataclasses
+import hashlib
 import json
 from typing import Any
 
@@ -9,13 +10,14 @@ from etils import epath
 from jax.sharding import Mesh
 
 from jaxsft.adapters.method import Method, Parts
-from jaxsft.config import ModelConfig, TrainConfig, from_dict
+from jaxsft.config import CheckpointConfig, ModelConfig, TrainConfig
 from jaxsft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxsft.errors import UserError
 from jaxsft.models.checkpoint import fingerprint, load_architecture, load_params, resolve
 from jaxsft.models.decoder import Decoder
 from jaxsft.training.checkpoint import Checkpoints
 from jaxsft.training.program import abstract_batch, build, dtypes
+from jaxsft.validation import from_dict
 
 Tree = Any
 
@@ -92,6 +94,16 @@ def started_from(path: str) -> str:
     source = resolve(run.model.path)
     _check_unchanged(source, folder, record)
     return str(source)
+
+
+def weights_fingerprint(path: str) -> str:
+    """Of the weights in a run's workdir: of what it was trained on, how, and for how many steps."""
+    folder = epath.Path(path)
+    record = _record(folder)
+    checkpoints = Checkpoints(folder / "checkpoints", CheckpointConfig(), read_only=True)
+    decides = [record["config"], record["fingerprints"], checkpoints.latest]
+    checkpoints.close()
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
 
 
 def is_workdir(path: str) -> bool:

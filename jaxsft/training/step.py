@@ -22,6 +22,7 @@ from jaxsft.training.optimizer import Optimizer
 from jaxsft.training.state import TrainState
 
 Tree = Any
+Keys = tuple[jax.Array, jax.Array]  # of the step, and of the micro-batch
 Step = Callable[[TrainState, Tree, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
@@ -47,11 +48,9 @@ def make_step(
       A pure function, to be jitted with the state donated. Its metrics are float32 scalars.
     """
 
-    def loss(
-        params: Tree, probes: Tree, state: TrainState, frozen: Tree, batch: Batch, key: jax.Array, denominators: dict
-    ):
+    def loss(params: Tree, probes: Tree, state: TrainState, frozen: Tree, batch: Batch, keys: Keys, denominators: dict):
         parts = Parts(params, frozen, state.aux["method"])
-        model = BoundModel(decoder, method, parts, probes, key)
+        model = BoundModel(decoder, method, parts, probes, keys)
         terms, sums = objective(model, batch, denominators)
         terms = terms | method.terms(model.reports, batch, denominators)
         shares = {f"loss/{name}": term.coefficient * ratio(term.sum, term.denominator) for name, term in terms.items()}
@@ -65,7 +64,7 @@ def make_step(
         def micro_step(micro: Batch, index: jax.Array | int):
             function = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
             (value, sums), grads = function(
-                state.params, probes, state, frozen, micro, jax.random.fold_in(key, index), denominators
+                state.params, probes, state, frozen, micro, (key, jax.random.fold_in(key, index)), denominators
             )
             return (value, sums), jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), grads)
 
@@ -130,15 +129,17 @@ class BoundModel:
 
     Attributes:
       key: of this step and micro-batch, for an objective's own randomness; None in evaluation.
+      step_key: of this step; see `jaxsft.objectives.objective.Model`.
       parts: the method's arrays, for what an objective keeps among them.
       reports: what the adapters said, a tree a forward pass.
     """
 
     def __init__(
-        self, decoder: Decoder, method: Method, parts: Parts, probes: Tree, key: jax.Array | None, train: bool = True
+        self, decoder: Decoder, method: Method, parts: Parts, probes: Tree, keys: Keys | None, train: bool = True
     ):
         self._decoder, self._train = decoder, train
-        self.key, self.parts = key, parts
+        self.step_key, self.key = keys or (None, None)
+        self.parts = parts
         self._params, self._adapters = method.compose(parts, probes)
         self.reports: list[Tree] = []
 

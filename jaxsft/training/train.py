@@ -20,8 +20,8 @@ from etils import epath
 from tqdm import tqdm
 
 from jaxsft.adapters.method import Maintenance, Parts
-from jaxsft.config import TrainConfig, to_dict
-from jaxsft.data.dataset import prepare
+from jaxsft.config import TrainConfig
+from jaxsft.data.dataset import Dataset, prepare
 from jaxsft.data.loader import Loader
 from jaxsft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxsft.errors import UserError
@@ -30,12 +30,15 @@ from jaxsft.evaluation.perplexity import evaluate, make_nll
 from jaxsft.evaluation.scoring import to_devices
 from jaxsft.evaluation.task import Subject, Task
 from jaxsft.models.checkpoint import fingerprint, load_architecture, resolve
+from jaxsft.objectives.registry import make_objective
 from jaxsft.sharding import data_shards, make_mesh, process_share
 from jaxsft.training.checkpoint import Checkpoints
 from jaxsft.training.program import Program, build, check_rows, parameter_count
+from jaxsft.training.references import References
 from jaxsft.training.state import TrainState
 from jaxsft.training.throughput import flops_per_token, memory_gib, peak_flops
 from jaxsft.training.workdir import Metrics, Workdir
+from jaxsft.validation import to_dict
 
 PREEMPTED = 143  # exit status after SIGTERM: 128 + 15
 
@@ -82,7 +85,9 @@ class Run:
     config: TrainConfig
     program: Program
     compiled: Callable[..., Any]
+    dataset: Dataset
     loader: Loader
+    references: References
     held_out: Loader | None
     tasks: list[Task]
     base_path: epath.Path
@@ -99,15 +104,30 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
         raise UserError(f"config.model.path={path} is a run's workdir; name an export of it (scripts/export.py).")
     arch = load_architecture(path)
     tokenizer = load_tokenizer(path)
+    objective = make_objective(config.objective)
+    if objective.grouping and config.data.grouping != objective.grouping:
+        raise UserError(
+            f"the objective {config.objective.name!r} needs config.data.grouping = {objective.grouping!r}, but it is "
+            f"{config.data.grouping!r}."
+        )
+    references = References(config, objective, folder.path / "scores")
     dataset = prepare(config.data, tokenizer, config.seed)
     _say(dataset.report)
     dataset.check_vocabulary(arch.vocab_size)
+    references.reserve(dataset)
     rows = process_share(mesh, jax.process_index())
     loader = Loader(dataset, config.data, config.batch_size, config.seed, *rows)
     held_out, fingerprints = None, {"data": dataset.fingerprint, "model": fingerprint(path)}
+    fingerprints |= references.fingerprints()
     if config.eval.path:
         data = dataclasses.replace(
-            config.data, path=config.eval.path, rows=config.eval.rows, fields=config.eval.fields, sources=[]
+            config.data,
+            path=config.eval.path,
+            rows=config.eval.rows,
+            fields=config.eval.fields,
+            sources=[],
+            grouping="example",
+            attention_unit="example",
         )
         held_out_set = prepare(data, tokenizer, config.seed)
         _say(held_out_set.report)
@@ -139,7 +159,7 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
         _say(f"step compiled in {time.monotonic() - began:.1f} s; it needs {needed:.3f} GiB a device")
     share = trained / (trained + frozen) if frozen else 1.0
     flops = flops_per_token(arch, loader.mean_unit_length, share if program.method.trains_base else 0.0)
-    return Run(config, program, compiled, loader, held_out, tasks, path, steps, flops)
+    return Run(config, program, compiled, dataset, loader, references, held_out, tasks, path, steps, flops)
 
 
 def _prepare_tasks(config: TrainConfig, program: Program, tokenizer: Tokenizer, path: epath.Path) -> list[Task]:
@@ -160,13 +180,18 @@ def _prepare_tasks(config: TrainConfig, program: Program, tokenizer: Tokenizer, 
 
 def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any, dict[str, Any]]:
     """A fresh state, or the last whole checkpoint's."""
-    program = run.program
-    load = lambda: program.load_base(run.base_path)
-    if checkpoints.latest is None:
-        state, frozen = program.initial(load())
+    program, fresh = run.program, checkpoints.latest is None
+    scored, base = run.references.recall(run.dataset), None
+    if fresh or not scored or jax.tree.leaves(program.frozen):
+        base = program.load_base(run.base_path)
+    if not scored:
+        run.references.score(run.dataset, run.loader, program.decoder, program.mesh, base)
+    if fresh:
+        state, frozen = program.initial(base)
         return state, frozen, {"num_tokens": 0}
     _say(f"resuming at step {checkpoints.latest}")
-    frozen = program.frozen_only(load()) if jax.tree.leaves(program.frozen) else program.frozen
+    frozen = program.frozen_only(base) if jax.tree.leaves(program.frozen) else program.frozen
+    del base
     state, counters = checkpoints.restore(checkpoints.latest, program.state)
     return state, frozen, counters
 

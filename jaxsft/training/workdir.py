@@ -19,8 +19,9 @@ from typing import Any, TextIO
 from etils import epath
 
 from jaxsft import files
-from jaxsft.config import TrainConfig, from_dict, to_dict
+from jaxsft.config import TrainConfig
 from jaxsft.errors import UserError
+from jaxsft.validation import from_dict, to_dict
 
 PACKAGES = ("jaxsft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 # Fields that may change between the start of a run and its continuation: they do not change its numbers.

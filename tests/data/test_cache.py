@@ -34,7 +34,7 @@ def test_written_once_and_read_back(tmp_path):
     first = cached(str(tmp_path), {"a": 1}, examples(4))
     again = cached(str(tmp_path), {"a": 1}, never())
     for cache in (first, again):
-        for i, (example, source, _, _) in enumerate(examples(4)):
+        for i, (example, source, *_) in enumerate(examples(4)):
             span = slice(cache.starts[i], cache.starts[i + 1])
             assert (cache.ids[span] == example.ids).all()
             assert (cache.weights[span] == example.weights).all()

@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 
 from jaxsft.config import DataConfig, SourceConfig
-from jaxsft.data.dataset import Groups, prepare
+from jaxsft.data.dataset import prepare
+from jaxsft.data.groups import Groups
 from jaxsft.errors import UserError
 from tests.data.conftest import make_tokenizer, supervised, write_jsonl
 
@@ -109,7 +110,7 @@ def test_long_text_is_read_in_windows(make, tokenizer, own_tokenizer):
 
 def test_mixtures(make):
     dataset = make(records(*"abcdefgh"), records(*"ABCDEFGHIJ"), records("x"), weights=[2.0, 0.5, 0.0])
-    first, second = dataset.epoch(0), dataset.epoch(1)
+    first, second = dataset.epoch(0).members, dataset.epoch(1).members
     counts = np.bincount(first, minlength=19)
     assert (counts[:8] == 2).all()
     assert counts[8:18].sum() == 5
@@ -117,7 +118,7 @@ def test_mixtures(make):
     assert counts[18] == 0
     assert len(first) == len(second)
     assert set(first[first >= 8]) != set(second[second >= 8])  # another half in each epoch
-    assert (first == dataset.epoch(0)).all()
+    assert (first == dataset.epoch(0).members).all()
     half = make(records(*"abcdefgh"), records(*"ABCDEFGHIJ"), weights=[1.5, 0.5], seed=1)
     assert half.fingerprint != dataset.fingerprint
     with pytest.raises(UserError, match="weight 0"):
@@ -167,10 +168,17 @@ def test_preference_pairs_train_on_the_preferred_answer(make, tokenizer):
 
 
 def test_groups():
-    groups = Groups(units=np.array([0, 2, 3]), examples=np.array([0, 1, 3, 4]))  # [[0], [1, 2]], [[3]]
-    assert len(groups) == 2
+    lengths = np.array([5, 6, 7, 8])
+    groups = Groups(members=np.array([3, 1, 2, 0]), units=np.array([0, 1, 3, 4]), starts=np.array([0, 2, 3]))
+    assert [[unit.tolist() for unit in groups.group(g)] for g in range(groups.count)] == [[[3], [1, 2]], [[0]]]
     assert groups.sizes().tolist() == [3, 1]
-    assert groups.lengths(np.array([5, 6, 7, 8])).tolist() == [18, 8]
+    assert groups.sums(lengths).tolist() == [21, 5]
+    assert groups.unit_sums(lengths).tolist() == [8, 13, 5]
+    apart, together = (Groups.of(np.arange(4), np.array([3, 1]), whole) for whole in (False, True))
+    assert [len(apart.group(0)), len(together.group(0))] == [3, 1]
+    assert apart.sizes().tolist() == together.sizes().tolist() == [3, 1]
+    assert together.unit_sums(lengths).tolist() == [18, 8]
+    assert Groups.single(np.array([2, 2, 0])).sums(lengths).tolist() == [7, 7, 5]
 
 
 def test_dolly_fills_rows(real_data, tmp_path):

@@ -7,7 +7,8 @@ import pytest
 
 from jaxsft.config import DataConfig, SourceConfig
 from jaxsft.data.batch import Batch
-from jaxsft.data.dataset import Groups, prepare
+from jaxsft.data.dataset import prepare
+from jaxsft.data.groups import Groups
 from jaxsft.data.loader import Loader
 from jaxsft.errors import UserError
 from tests.data.conftest import write_jsonl
@@ -225,13 +226,14 @@ def test_shapes_and_counts(dataset_and_config):
 def test_groups_of_units_of_examples(dataset_and_config):
     """Examples of a unit see each other and share positions; units of a group stand in one row, in order."""
     dataset, config = dataset_and_config
-    dataset.groups = Groups(units=np.array([0, 2, 3]), examples=np.array([0, 1, 3, 4]))  # [[0], [1, 2]], [[3]]
+    groups = Groups(members=np.array([0, 1, 2, 3]), units=np.array([0, 1, 3, 4]), starts=np.array([0, 2, 3]))
+    dataset.epoch = lambda epoch: groups  # [[0], [1, 2]], [[3]]
     lengths = dataset.lengths[:4]
-    config = dataclasses.replace(config, max_length=int(lengths.sum()))
-    dataset.epoch = lambda epoch: np.arange(2)
-    (batch,) = Loader(dataset, config, 1).evaluation_batches()
+    config = dataclasses.replace(config, max_length=int(lengths.sum()), grouping="two kinds")
+    batch = Loader(dataset, config, 1).batch(0)
     order = [0, 1, 2, 3] if batch.extras["example_index"][0, 0] == 0 else [3, 0, 1, 2]
     assert batch.extras["example_index"][0, :4].tolist() == order
+    assert batch.extras["member"][0, :4].tolist() == [order.index(i) - order.index(0) if i < 3 else 0 for i in order]
     unit = {0: 0, 1: 1, 2: 1, 3: 2}
     segments, positions = {}, {}
     for slot, example in enumerate(order):
@@ -243,3 +245,34 @@ def test_groups_of_units_of_examples(dataset_and_config):
     assert all((segments[a] == segments[b]) == (unit[a] == unit[b]) for a in unit for b in unit)
     assert all(positions[example][0] == 0 for example in (0, 1, 3))
     assert (positions[2] == lengths[1] + np.arange(lengths[2])).all()
+
+
+def test_a_row_can_be_one_attention_unit(dataset_and_config):
+    dataset, config = dataset_and_config
+    config = dataclasses.replace(config, attention_unit="row")
+    loader = Loader(dataset, config, 4)
+    batch = loader.batch(0)
+    lengths = (batch.example_ids > 0).sum(axis=1)
+    for row, length in enumerate(lengths):
+        assert (batch.segment_ids[row, :length] == 1).all()
+        assert (batch.segment_ids[row, length:] == 0).all()
+        assert (batch.positions[row, :length] == np.arange(length)).all()
+    assert batch.example_ids.max() > 1
+    apart = Loader(dataset, dataclasses.replace(config, attention_unit="example"), 4)
+    assert loader.mean_unit_length > apart.mean_unit_length
+
+
+def test_scores_reach_the_slots_of_their_examples(dataset_and_config):
+    dataset, config = dataset_and_config
+    before = dataset.examples_fingerprint
+    dataset.score("confidence", np.arange(len(dataset), dtype=np.float32))
+    dataset.score("by_token", [np.full(n, i, np.float32) for i, n in enumerate(dataset.lengths)])
+    batch = Loader(dataset, config, 4).batch(1)
+    filled = batch.extras["example_index"] >= 0
+    assert (batch.extras["confidence"][filled] == batch.extras["example_index"][filled]).all()
+    row, column = np.argwhere(batch.weights > 0)[3]
+    slot = batch.example_ids[row, column] - 1
+    assert batch.extras["by_token"][row, column] == batch.extras["example_index"][row, slot]
+    assert dataset.examples_fingerprint == before
+    with pytest.raises(ValueError, match="scores"):
+        dataset.score("confidence", np.zeros(3, np.float32))

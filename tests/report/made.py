@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from jaxsft.config import TrainConfig, to_dict
+from jaxsft.config import TrainConfig
+from jaxsft.validation import to_dict
 
 CORRECT = {  # run -> task -> which of the questions it has right
     "base": {"seen": [], "cloze": [0, 1, 2, 3, 4, 5]},

@@ -6,9 +6,10 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from jaxsft.config import DataConfig, TaskConfig, TrainConfig, to_dict
+from jaxsft.config import DataConfig, TaskConfig, TrainConfig
 from jaxsft.report import repeat
 from jaxsft.report.read import Run
+from jaxsft.validation import to_dict
 from tests.report import made
 
 ODD = {

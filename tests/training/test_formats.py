@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxsft.config import DataConfig, SuiteConfig, TaskConfig, TrainConfig, from_dict
+from jaxsft.config import DataConfig, SuiteConfig, TaskConfig, TrainConfig
+from jaxsft.validation import from_dict
 from tests.conftest import REPOSITORY
 from tests.training.conftest import run
 

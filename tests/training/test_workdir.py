@@ -7,9 +7,10 @@ import time
 
 import pytest
 
-from jaxsft.config import DataConfig, SourceConfig, TrainConfig, to_dict
+from jaxsft.config import DataConfig, SourceConfig, TrainConfig
 from jaxsft.errors import UserError
 from jaxsft.training.workdir import Metrics, Workdir
+from jaxsft.validation import to_dict
 
 PRINTS = {"data": "d0", "model": "m0"}
 

@@ -1,0 +1,60 @@
+"""What every objective reports of its tokens."""
+
+import jax
+import jax.numpy as jnp
+
+from jaxsft.data.batch import Batch
+from jaxsft.objectives.examples import sum_by_example, target_counts
+from jaxsft.objectives.reference import PREFIX
+from jaxsft.objectives.terms import ratio
+
+Sums = dict[str, jax.Array]
+
+
+def token_sums(batch: Batch, log_prob: jax.Array, hit: jax.Array) -> Sums:
+    """Sums over the supervised tokens of a micro-batch.
+
+    Args:
+      batch: the rows; where they hold a reference's log-probabilities, the deviation from it is summed too.
+      log_prob: [B, T], of the targets; 0 where the weight is 0.
+      hit: bool [B, T], the target is the likeliest token.
+    """
+    weights, log_prob = jnp.asarray(batch.weights), jax.lax.stop_gradient(log_prob)
+    sums = {
+        "nll_sum": -jnp.sum(weights * log_prob),
+        "weight_sum": jnp.sum(weights),
+        "hits": jnp.sum(hit).astype(jnp.float32),
+        "supervised_tokens": jnp.sum(weights != 0).astype(jnp.float32),
+    }
+    if f"{PREFIX}0" in batch.extras:
+        sums |= deviation_sums(batch, sum_by_example(log_prob, batch), batch.extras[f"{PREFIX}0"])
+    return sums
+
+
+def deviation_sums(batch: Batch, log_prob: jax.Array, reference: jax.Array) -> Sums:
+    """Sums of the deviation metric, from log-probabilities [B, E] of each example's targets under both models.
+
+    The deviation is the mean over examples of their own mean log-ratio a token (Xie et al., arXiv:2408.10642). It is no
+    divergence: it may be near 0 or negative while the model moves elsewhere.
+    """
+    counts = target_counts(batch)
+    return {
+        "deviation_sum": jnp.sum(ratio(log_prob - reference, counts)),
+        "examples": jnp.sum(counts > 0).astype(jnp.float32),
+    }
+
+
+def token_metrics(sums: Sums) -> dict[str, jax.Array]:
+    """Means over the supervised tokens, whatever the loss.
+
+    `nll` (nats, weighted), `mean_token_accuracy` (share of targets that are the likeliest token), `supervised_tokens`
+    (their number), and where there is a reference the `deviation` from it (nats a token, a mean over examples).
+    """
+    metrics = {
+        "nll": ratio(sums["nll_sum"], sums["weight_sum"]),
+        "mean_token_accuracy": ratio(sums["hits"], sums["supervised_tokens"]),
+        "supervised_tokens": sums["supervised_tokens"],
+    }
+    if "deviation_sum" in sums:
+        metrics["deviation"] = ratio(sums["deviation_sum"], sums["examples"])
+    return metrics

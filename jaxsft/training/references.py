@@ -1,0 +1,123 @@
+"""Which frozen models a run is compared with, and their log-probabilities of its data, scored before the first step."""
+
+from typing import Any
+
+import jax
+import numpy as np
+from etils import epath
+from jax.sharding import Mesh
+
+from jaxsft.config import TrainConfig
+from jaxsft.data.dataset import Dataset
+from jaxsft.data.loader import Loader
+from jaxsft.errors import UserError
+from jaxsft.models.checkpoint import fingerprint, resolve
+from jaxsft.models.decoder import Decoder
+from jaxsft.objectives.objective import Objective
+from jaxsft.objectives.reference import PREFIX
+from jaxsft.scoring.reference import score_log_probs
+from jaxsft.scoring.table import read_scores
+from jaxsft.training.restore import is_workdir, open_model, weights_fingerprint
+
+START = "start"  # in `config.reference.models`: the model that the run starts from
+
+
+class References:
+    """The references of a run.
+
+    Attributes:
+      models: their names; empty without any, or where the base under the adapter is asked at every step.
+    """
+
+    def __init__(self, config: TrainConfig, objective: Objective, folder: epath.Path):
+        """Reads the config; loads nothing.
+
+        Args:
+          config: the run's.
+          objective: its loss.
+          folder: where tables of scores are kept.
+
+        Raises:
+          UserError: for references that cannot be what the config asks.
+        """
+        wanted = config.reference
+        self._config, self._folder = config, folder
+        if wanted.online:
+            if config.adapter.kind == "none":
+                raise UserError(
+                    "config.reference.online asks the base under an adapter, but config.adapter.kind is 'none'; leave "
+                    "it False: the reference then scores the data once, before training."
+                )
+            if wanted.models not in ((), (START,)):
+                raise UserError("config.reference.online asks the base under the adapter; leave models empty.")
+        named = wanted.models or ((START,) if objective.needs_reference else ())
+        self.models = () if wanted.online else named
+        if self.models and config.data.attention_unit != "example":
+            raise UserError(
+                "references score each example by itself, but config.data.attention_unit is "
+                f"{config.data.attention_unit!r}; set it to 'example', or leave config.reference.models empty."
+            )
+        if self.models and config.model.init == "random" and START in self.models:
+            raise UserError("config.model.init is 'random', which is no reference; name a config.reference.models.")
+
+    def fingerprints(self) -> dict[str, str]:
+        """Name of the extra -> fingerprint of the model's weights."""
+        return {name: self._fingerprint(model) for name, model in self._named()}
+
+    def reserve(self, dataset: Dataset) -> None:
+        """Gives the examples room for their scores, so that the shape of a batch is known before there are any."""
+        for name, _ in self._named():
+            dataset.score(name, np.zeros(len(dataset), np.float32))
+
+    def recall(self, dataset: Dataset) -> bool:
+        """Reads the scores of a run that goes on; False if some are still to be made."""
+        tables = [(name, self._path(name)) for name, _ in self._named()]
+        if not all(path.exists() for _, path in tables):
+            return False
+        for (name, path), model in zip(tables, self.models):
+            dataset.score(name, read_scores(path, self._key(dataset, model))[1]["log_prob"])
+        return True
+
+    def score(self, dataset: Dataset, loader: Loader, decoder: Decoder, mesh: Mesh, base: Any) -> None:
+        """Scores the data with every reference, one after the other.
+
+        Args:
+          dataset: the training data, whose examples get the scores.
+          loader: its loader.
+          decoder: the run's.
+          mesh: the run's.
+          base: the parameters that the run starts from.
+        """
+        rows = self._config.batch_size // self._config.accumulate
+        for name, model in self._named():
+            run, weights = decoder, (base, None)
+            if model != START:
+                opened = open_model(model, self._config.model, mesh)
+                run, weights = opened.decoder, (opened.params, opened.adapters)
+            values = score_log_probs(
+                run,
+                weights,
+                dataset,
+                loader,
+                mesh,
+                self._path(name),
+                self._key(dataset, model),
+                self._config.objective.chunk_size,
+                rows,
+            )
+            dataset.score(name, values)
+            if jax.process_index() == 0:
+                print(f"{name}: {model} has scored {len(dataset)} examples", flush=True)
+
+    def _named(self) -> list[tuple[str, str]]:
+        return [(f"{PREFIX}{k}", model) for k, model in enumerate(self.models)]
+
+    def _path(self, name: str) -> epath.Path:
+        return self._folder / f"{name}.parquet"
+
+    def _key(self, dataset: Dataset, model: str) -> dict[str, str]:
+        return {"examples": dataset.examples_fingerprint, "model": self._fingerprint(model)}
+
+    def _fingerprint(self, model: str) -> str:
+        path = self._config.model.path if model == START else model
+        return weights_fingerprint(path) if is_workdir(path) else fingerprint(resolve(path))

@@ -1,0 +1,140 @@
+"""Checks of the config tree: types, choices and ranges of every field; and its way to JSON and back."""
+
+import dataclasses
+import difflib
+import json
+import types
+import typing
+from typing import Any
+
+from jaxsft.config import TaskConfig
+from jaxsft.errors import UserError
+
+CHOICES = {
+    "truncation": ("right", "drop", "error"),
+    "supervise": ("assistant", "all"),
+    "grouping": ("example",),  # the names in `jaxsft.data.dataset.GROUPINGS`
+    "attention_unit": ("example", "group", "row"),
+    "init": ("pretrained", "random"),
+    "dtype": ("auto", "float32", "bfloat16"),
+    "param_dtype": ("auto", "float32", "bfloat16"),
+    "remat": ("none", "dots", "block"),
+    "attention": ("auto", "xla"),
+    "kind": ("none", "lora"),
+    "reduction": ("token_mean", "example_mean"),
+    "schedule": ("cosine", "linear", "constant", "wsd"),
+    "task": ("perplexity", "multiple_choice", "generation", "deviation"),
+    "normalize": ("none", "tokens", "bytes"),
+    "OptimizerConfig.name": ("adamw", "adafactor", "lion", "sm3", "muon"),
+}
+POSITIVE = {
+    "max_length", "max_examples_per_row", "rank", "chunk_size", "batch_size", "accumulate", "learning_rate",
+    "keep_latest", "LogConfig.every",
+}  # fmt: skip
+NOT_NEGATIVE = {
+    "weight", "max_dropped", "dropout", "z_loss", "label_smoothing", "final_ratio", "weight_decay", "max_grad_norm",
+    "ema", "warmup_ratio", "decay_ratio", "eps", "every", "keep_best", "steps", "epochs", "alpha", "b1", "b2", "seed",
+    "max_new_tokens",
+}  # fmt: skip
+BELOW_ONE = {"dropout", "label_smoothing", "ema", "b1"}
+SPLITS = ("train", "eval")  # what the lines of `metrics.jsonl` are of besides tasks
+
+
+def validate(config: Any, where: str = "config") -> None:
+    """Checks types, choices and ranges of every field of the tree.
+
+    Raises:
+      UserError: naming the field by its full path, what it holds and what it may hold.
+    """
+    hints = typing.get_type_hints(type(config))
+    for name, hint in hints.items():
+        value, path = getattr(config, name), f"{where}.{name}"
+        if dataclasses.is_dataclass(hint):
+            if not isinstance(value, hint):
+                raise UserError(f"{path} is {value!r}; it must be a {hint.__name__}.")
+            validate(value, path)
+            continue
+        if hint is float and type(value) is int:
+            value = float(value)
+            setattr(config, name, value)
+        _check_type(value, hint, path)
+        own = f"{type(config).__name__}.{name}"
+        choices = CHOICES.get(own, CHOICES.get(name))
+        if choices and value not in choices:
+            raise UserError(
+                f"{path} is {value!r}; choose one of {', '.join(choices)}{did_you_mean(str(value), choices) or '.'}"
+            )
+        if (name in POSITIVE or own in POSITIVE) and not value > 0:
+            raise UserError(f"{path} is {value!r}; it must be positive.")
+        if name in NOT_NEGATIVE and not value >= 0:
+            raise UserError(f"{path} is {value!r}; it must not be negative.")
+        if name in BELOW_ONE and not value < 1:
+            raise UserError(f"{path} is {value!r}; it must be below 1.")
+        if isinstance(value, list):
+            for i, item in enumerate(value):
+                if dataclasses.is_dataclass(item):
+                    validate(item, f"{path}[{i}]")
+            _check_names([item for item in value if isinstance(item, TaskConfig)], path)
+
+
+def _check_names(tasks: list[TaskConfig], path: str) -> None:
+    """Every one of several tasks has a name of its own."""
+    for i, task in enumerate(tasks):
+        if type(task) is not TaskConfig:
+            raise UserError(f"{path}[{i}] is a {type(task).__name__}; one of several tasks must be a TaskConfig.")
+        if not task.name:
+            raise UserError(f"{path}[{i}].name is empty; give each task a name, which its figures are called by.")
+        if task.name in (taken := [*SPLITS, *(other.name for other in tasks[:i])]):
+            raise UserError(f"{path}[{i}].name is {task.name!r}; {', '.join(taken)} are taken, so choose another.")
+
+
+def _check_type(value: Any, hint: Any, path: str) -> None:
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        good = any(type(value) is a or (a is type(None) and value is None) for a in args)
+    elif origin in (list, tuple):
+        if origin is tuple and isinstance(value, list):  # JSON has no tuples
+            value = tuple(value)
+        good = isinstance(value, origin) and all(isinstance(v, args[0]) for v in value)
+    elif origin is dict:
+        good = isinstance(value, dict) and all(
+            isinstance(k, args[0]) and isinstance(v, args[1]) for k, v in value.items()
+        )
+    else:
+        good = type(value) is hint
+    if not good:
+        name = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
+        raise UserError(f"{path} is {value!r} ({type(value).__name__}); its type is {name}.")
+
+
+def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
+    """'; did you mean X?' for the nearest known word, or nothing."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The tree as plain JSON values."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
+    """The inverse of `to_dict`, strict.
+
+    Raises:
+      UserError: for a field that `kind` does not have, with the nearest match.
+    """
+    hints = typing.get_type_hints(kind)
+    fields = {}
+    for name, value in values.items():
+        if name not in hints:
+            raise UserError(f"{where}.{name} is no field of {kind.__name__}{did_you_mean(name, hints) or '.'}")
+        hint = hints[name]
+        if dataclasses.is_dataclass(hint):
+            value = from_dict(hint, value, f"{where}.{name}")
+        elif typing.get_origin(hint) is list and dataclasses.is_dataclass(typing.get_args(hint)[0]):
+            value = [from_dict(typing.get_args(hint)[0], v, f"{where}.{name}[{i}]") for i, v in enumerate(value)]
+        elif typing.get_origin(hint) is tuple:
+            value = tuple(value)
+        fields[name] = value
+    return kind(**fields)
