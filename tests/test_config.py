@@ -24,14 +24,16 @@ from jaxsft.config import (
     TrainConfig,
 )
 from jaxsft.data.conversation import Conversation, Message
-from jaxsft.data.dataset import prepare
+from jaxsft.data.dataset import GROUPINGS, prepare
+from jaxsft.data.groups import Groups
+from jaxsft.data.loader import Loader
 from jaxsft.data.render import Renderer
 from jaxsft.data.templates import load_template
 from jaxsft.errors import UserError
 from jaxsft.evaluation.multiple_choice import Question, choose
 from jaxsft.evaluation.registry import FIGURES, HEADLINES
 from jaxsft.models.decoder import Decoder
-from jaxsft.objectives.registry import OBJECTIVES, make_objective
+from jaxsft.objectives.registry import make_objective
 from jaxsft.sharding import make_mesh
 from jaxsft.training.optimizer import DIRECTIONS, make_optimizer, make_schedule
 from jaxsft.training.program import Program, dtypes, make_method
@@ -123,7 +125,6 @@ def broken(path: str, value: object) -> TrainConfig:
         ("optimizer.learning_rate", float("nan"), r"config\.optimizer\.learning_rate is nan"),
         ("optimizer.name", "adamm", r"config\.optimizer\.name is 'adamm'; choose one of .*did you mean 'adamw'\?$"),
         ("optimizer.schedule", "", r"config\.optimizer\.schedule is ''; choose one of cosine, linear"),
-        ("objective.name", "adamw", r"config\.objective\.name is 'adamw'; choose one of .*sft"),
         ("model.dtype", "bf16", r"config\.model\.dtype is 'bf16'; .*'bfloat16'"),
     ],
 )
@@ -176,6 +177,22 @@ def _truncation(choice, tmp_path):
         return len(prepare(data, make_tokenizer(bos_token="<s>", eos_token="</s>"), 0).lengths)
     except UserError as error:
         return "longer than config.data.max_length 48" in str(error)
+
+
+def _attention_unit(choice, tmp_path):
+    """Of a row of two pairs: for each example the first of those that it shares its unit with."""
+    groups = Groups.of(np.arange(4), np.array([2, 2]))
+    data = types.SimpleNamespace(
+        lengths=np.full(4, 2),
+        epochs_vary=False,
+        epoch=lambda epoch: groups,
+        extras=lambda i: {"example_index": i},
+        example=lambda i: (np.full(2, i, np.int32), np.ones(2, np.float32), {"example_index": i}),
+    )
+    config = DataConfig(max_length=8, grouping="pairs", attention_unit=choice)
+    row = Loader(data, config, 1).batch(0)
+    unit = dict(zip(row.tokens[0].tolist(), row.segment_ids[0].tolist()))
+    return tuple(min(other for other in unit if unit[other] == unit[i]) for i in range(4))
 
 
 def _supervise(choice, tmp_path):
@@ -243,6 +260,8 @@ def _init(choice, tmp_path):
 READERS = {
     "truncation": (_truncation, {"right": 4, "drop": 3, "error": True}),
     "supervise": (_supervise, None),
+    "grouping": (lambda choice, _: id(GROUPINGS[choice].groups), None),
+    "attention_unit": (_attention_unit, {"example": (0, 1, 2, 3), "group": (0, 0, 2, 2), "row": (0, 0, 0, 0)}),
     "init": (_init, {"pretrained": "sought: True", "random": "drawn"}),
     "dtype": (_dtypes("dtype"), {"auto": "autobfloat16", "float32": "float32", "bfloat16": "bfloat16"}),
     "param_dtype": (_dtypes("param_dtype"), {"auto": "autobfloat16", "float32": "float32", "bfloat16": "bfloat16"}),
@@ -254,7 +273,6 @@ READERS = {
     "task": (lambda choice, _: HEADLINES[choice], None),
     "normalize": (_grade, {"none": 1, "tokens": 2, "bytes": 0}),
     "OptimizerConfig.name": (_optimizer, None),
-    "ObjectiveConfig.name": (lambda choice, _: type(make_objective(ObjectiveConfig(choice))).__name__, None),
 }
 
 
@@ -268,7 +286,7 @@ def test_every_choice_is_known_to_its_reader(name, tmp_path):
 
 def test_no_reader_knows_more_than_the_config_lets_through():
     assert set(DIRECTIONS) == set(CHOICES["OptimizerConfig.name"])
-    assert set(OBJECTIVES) == set(CHOICES["ObjectiveConfig.name"])
+    assert set(GROUPINGS) == set(CHOICES["grouping"])
     assert set(HEADLINES) == set(FIGURES) == set(CHOICES["task"])
 
 

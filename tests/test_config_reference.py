@@ -104,7 +104,8 @@ def test_the_overrides_in_the_head_are_taken(tmp_path: Path):
     )
     script = tmp_path / "show.py"
     script.write_text(
-        "import json\nfrom jaxsft import cli\nfrom jaxsft.config import TrainConfig, to_dict\n"
+        "import json\nfrom jaxsft import cli\nfrom jaxsft.config import TrainConfig\n"
+        "from jaxsft.validation import to_dict\n"
         "cli.define_config()\ncli.main(lambda: json.dumps(to_dict(cli.get_config(TrainConfig))))\n"
     )
     done = run(["bash", "-c", f"{sys.executable} {script} --config={file} " + " ".join(overrides.split("\n"))])

@@ -60,7 +60,7 @@ class Loader:
         self._share_count = share_count
         self._dataset, self._seed, self._packing = dataset, seed, config.packing
         self.batch_size, self.row_length = batch_size, config.max_length
-        self._row_is_unit, self._grouped = config.attention_unit == "row", config.grouping != "example"
+        self._unit, self._grouped = config.attention_unit, config.grouping != "example"
         self._epoch = functools.lru_cache(maxsize=3)(self._lay_out_epoch)
         self.num_slots = config.max_examples_per_row
         if not config.packing:
@@ -101,7 +101,7 @@ class Loader:
     def counts(self, step: int) -> dict[str, int]:
         """Tokens of the global batch of a step: `slots` it has, `real` ones in them, `supervised` ones among these."""
         rows = [self._row(step * self.batch_size + r) for r in range(self.batch_size)]
-        examples = np.concatenate([unit for row in rows for group in row for unit in group])
+        examples = np.concatenate([group for row in rows for group in row])
         real, supervised = self._dataset.lengths[examples].sum(), self._dataset.supervised[examples].sum()
         return {"slots": self.batch_size * self.row_length, "real": int(real), "supervised": int(supervised)}
 
@@ -109,10 +109,12 @@ class Loader:
     def mean_unit_length(self) -> float:
         """Mean over tokens of the length of the attention unit that they sit in, in the first epoch."""
         groups, plan = self._epoch(0)
-        lengths = groups.unit_sums(self._dataset.lengths).astype(np.float64)
-        if self._row_is_unit:
-            lengths = np.add.reduceat(groups.sums(self._dataset.lengths)[plan.groups], plan.starts[:-1]).astype(float)
-        return float((lengths**2).sum() / lengths.sum())
+        lengths = self._dataset.lengths[groups.members]
+        if self._unit != "example":
+            lengths = groups.sums(self._dataset.lengths)
+        if self._unit == "row":
+            lengths = np.add.reduceat(lengths[plan.groups], plan.starts[:-1])
+        return float((lengths.astype(np.float64) ** 2).sum() / lengths.sum())
 
     def iterate(self, start: int, stop: int) -> Iterator[Batch]:
         """The batches of steps `start` up to `stop`, assembled ahead by threads; errors are raised here."""
@@ -165,15 +167,15 @@ class Loader:
                 self._rows_before.append(self._rows_before[-1] + self.rows(len(self._rows_before) - 1))
             return self._rows_before[epoch]
 
-    def _row(self, row: int) -> list[list[np.ndarray]]:
-        """The groups of a row of the endless stream, each a list of its attention units' examples."""
+    def _row(self, row: int) -> list[np.ndarray]:
+        """The examples of each group of a row of the endless stream."""
         epoch = 0 if self._dataset.epochs_vary else row // self.rows(0)
         while self._start_of(epoch + 1) <= row:
             epoch += 1
         groups, plan = self._epoch(epoch)
         return [groups.group(g) for g in plan.row(row - self._start_of(epoch))]
 
-    def _assemble(self, rows: list[list[list[np.ndarray]]]) -> Batch:
+    def _assemble(self, rows: list[list[np.ndarray]]) -> Batch:
         """Writes the groups of each row into arrays; see `Batch` for their meaning."""
         shape, slots = (len(rows), self.row_length), (len(rows), self.num_slots)
         ints = {
@@ -184,31 +186,27 @@ class Loader:
         if self._grouped:
             extras["member"] = np.full(slots, -1, np.int32)
         for b, row in enumerate(rows):
-            at, unit, slot = 0, 0, 0
+            at, slot, unit, begin = 0, 0, 0, 0
             for group in row:
-                first = slot
-                for examples in group:
-                    unit, begin = unit + 1, at
-                    for example in examples:
-                        ids, loss_weights, fields = self._dataset.example(example)
-                        here = slice(at, at + len(ids))
-                        ints["tokens"][b, here] = ids
-                        ints["targets"][b, at : at + len(ids) - 1] = ids[1:]
-                        weights[b, at : at + len(ids) - 1] = loss_weights[1:]
-                        ints["example_ids"][b, here] = slot + 1
-                        if self._grouped:
-                            fields = fields | {"member": slot - first}
-                        for name, value in fields.items():
-                            if np.ndim(value):
-                                extras[name][b, at : at + len(ids) - 1] = value[1:]
-                            else:
-                                extras[name][b, slot] = value
-                        at, slot = at + len(ids), slot + 1
-                    ints["segment_ids"][b, begin:at] = unit
-                    ints["positions"][b, begin:at] = np.arange(at - begin)
-            if self._row_is_unit:
-                ints["segment_ids"][b, :at] = 1
-                ints["positions"][b, :at] = np.arange(at)
+                for member, example in enumerate(group):
+                    if self._unit == "example" or slot == 0 or (self._unit == "group" and member == 0):
+                        unit, begin = unit + 1, at
+                    ids, loss_weights, fields = self._dataset.example(example)
+                    here, inputs = slice(at, at + len(ids)), slice(at, at + len(ids) - 1)
+                    ints["tokens"][b, here] = ids
+                    ints["targets"][b, inputs] = ids[1:]
+                    weights[b, inputs] = loss_weights[1:]
+                    ints["example_ids"][b, here] = slot + 1
+                    ints["segment_ids"][b, here] = unit
+                    ints["positions"][b, here] = np.arange(at - begin, at - begin + len(ids))
+                    if self._grouped:
+                        fields = fields | {"member": member}
+                    for name, value in fields.items():
+                        if np.ndim(value):
+                            extras[name][b, inputs] = value[1:]
+                        else:
+                            extras[name][b, slot] = value
+                    at, slot = at + len(ids), slot + 1
         return Batch(**ints, weights=weights, extras=extras)
 
 

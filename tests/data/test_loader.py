@@ -223,28 +223,30 @@ def test_shapes_and_counts(dataset_and_config):
     assert loader.fill_rate() == pytest.approx(dataset.lengths.sum() / (loader.rows() * 96))
 
 
-def test_groups_of_units_of_examples(dataset_and_config):
-    """Examples of a unit see each other and share positions; units of a group stand in one row, in order."""
+@pytest.mark.parametrize("unit", ["example", "group", "row"])
+def test_groups_stay_together_and_units_see_each_other(dataset_and_config, unit):
+    """The examples of a group stand in one row, in order; positions go on inside an attention unit."""
     dataset, config = dataset_and_config
-    groups = Groups(members=np.array([0, 1, 2, 3]), units=np.array([0, 1, 3, 4]), starts=np.array([0, 2, 3]))
-    dataset.epoch = lambda epoch: groups  # [[0], [1, 2]], [[3]]
+    dataset.epoch = lambda epoch: Groups.of(np.array([0, 1, 2, 3]), np.array([3, 1]))
     lengths = dataset.lengths[:4]
-    config = dataclasses.replace(config, max_length=int(lengths.sum()), grouping="two kinds")
-    batch = Loader(dataset, config, 1).batch(0)
+    config = dataclasses.replace(config, max_length=int(lengths.sum()), grouping="three and one", attention_unit=unit)
+    loader = Loader(dataset, config, 1)
+    batch = loader.batch(0)
     order = [0, 1, 2, 3] if batch.extras["example_index"][0, 0] == 0 else [3, 0, 1, 2]
     assert batch.extras["example_index"][0, :4].tolist() == order
-    assert batch.extras["member"][0, :4].tolist() == [order.index(i) - order.index(0) if i < 3 else 0 for i in order]
-    unit = {0: 0, 1: 1, 2: 1, 3: 2}
-    segments, positions = {}, {}
-    for slot, example in enumerate(order):
-        where = np.flatnonzero(batch.example_ids[0] == slot + 1)
-        assert len(where) == lengths[example]
-        (segments[example],) = set(batch.segment_ids[0, where].tolist())
-        positions[example] = batch.positions[0, where]
-    assert len(set(segments.values())) == 3
-    assert all((segments[a] == segments[b]) == (unit[a] == unit[b]) for a in unit for b in unit)
-    assert all(positions[example][0] == 0 for example in (0, 1, 3))
-    assert (positions[2] == lengths[1] + np.arange(lengths[2])).all()
+    assert batch.extras["member"][0, :4].tolist() == [i % 3 for i in order]
+    assert (batch.extras["member"][0, 4:] == -1).all()
+    where = {example: np.flatnonzero(batch.example_ids[0] == slot + 1) for slot, example in enumerate(order)}
+    segment = {example: batch.segment_ids[0, at][0] for example, at in where.items()}
+    assert all(len(where[i]) == lengths[i] and (batch.segment_ids[0, where[i]] == segment[i]).all() for i in order)
+    units = {"example": [[0], [1], [2], [3]], "group": [[0, 1, 2], [3]], "row": [order]}[unit]
+    assert len(set(segment.values())) == len(units)
+    for members in units:
+        assert len({segment[i] for i in members}) == 1
+        positions = np.concatenate([batch.positions[0, where[i]] for i in members])
+        assert (positions == np.arange(len(positions))).all()
+    sizes = np.array([sum(lengths[i] for i in members) for members in units])
+    assert loader.mean_unit_length == pytest.approx((sizes**2).sum() / sizes.sum())
 
 
 def test_a_row_can_be_one_attention_unit(dataset_and_config):

@@ -337,7 +337,7 @@ def logits_of(method, parts, batch, key=None, train=False, adapter=True, embed_n
 
     @jax.jit
     def run(parts, batch, embed_noise):
-        model = BoundModel(PLAIN, method, parts, {}, key, train)
+        model = BoundModel(PLAIN, method, parts, {}, None if key is None else (key, key), train)
         out = model(batch, adapter=adapter, embed_noise=embed_noise)
         return out.head(out.head_params, out.hidden), len(model.reports)
 
