@@ -4,6 +4,7 @@ Invariance is claimed at dropout 0. Real kills of real runs: `tests/training/tes
 """
 
 import dataclasses
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -25,10 +26,18 @@ ROWS, LENGTH, SLOTS = 8, 64, 12
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """A method, as the config that selects it."""
+    """A method, as the config that selects it.
+
+    Attributes:
+      group: examples of a group; batches of several hold `member`, and packing splits no group.
+      extras: what its batches hold besides: name -> a function from an example's tokens to its number, so that it is
+        the same wherever the example stands.
+    """
 
     name: str
     config: TrainConfig
+    group: int = 1
+    extras: Mapping[str, Callable[[np.ndarray], float]] = dataclasses.field(default_factory=dict)
 
 
 def _config(**changes: object) -> TrainConfig:
@@ -72,10 +81,24 @@ def one_device():
     return make_mesh(MeshConfig(), jax.devices()[:1])
 
 
-def batch_of(seed: int = 0, rows: int = ROWS):
+def batch_of(case: Case, seed: int = 0, rows: int = ROWS):
     """Packed rows with very unequal supervised weight: the second half of the rows holds almost none."""
-    batch = make_batch(packed_rows(random_examples(4 * rows, 20, seed=seed), rows, LENGTH), LENGTH, SLOTS)
+    examples = random_examples(4 * rows, 20, seed=seed)
+    batch = lay_out(case, packed_rows(examples, rows, LENGTH, case.group), LENGTH, SLOTS, examples)
     batch.weights[rows // 2 :] *= np.random.default_rng(seed).random((rows // 2, LENGTH)) < 0.1
+    return batch
+
+
+def lay_out(case: Case, table: list[list], length: int, slots: int, examples: list):
+    """The rows as the case's batch; `example_index` is the place in `examples`, however they were packed."""
+    batch = make_batch(table, length, slots, examples)
+    filled = batch.extras["example_index"] >= 0
+    for name, number in case.extras.items():
+        batch.extras[name] = np.zeros(filled.shape, np.float32)
+        for row, slot in np.argwhere(filled):
+            batch.extras[name][row, slot] = number(batch.tokens[row, batch.example_ids[row] == slot + 1])
+    if case.group > 1:
+        batch.extras["member"] = np.where(filled, np.arange(slots) % case.group, -1).astype(np.int32)
     return batch
 
 
@@ -111,8 +134,8 @@ def relative(a, b) -> float:
 
 @pytest.mark.parametrize("accumulate", [2, 4])
 def test_accumulation_is_the_gradient_of_one_batch(case, accumulate):
-    whole, metrics = gradient(case, batch_of())
-    parts, metrics_of_parts = gradient(case, batch_of(), accumulate)
+    whole, metrics = gradient(case, batch_of(case))
+    parts, metrics_of_parts = gradient(case, batch_of(case), accumulate)
     assert optax.tree.norm(whole) > 1e-3
     assert relative(parts, whole) < 1e-6
     for name, value in metrics.items():
@@ -121,14 +144,16 @@ def test_accumulation_is_the_gradient_of_one_batch(case, accumulate):
 
 def test_packing_does_not_change_the_gradient(case):
     examples = random_examples(16, 20, seed=5)
-    packed, metrics = gradient(case, make_batch(packed_rows(examples, ROWS, LENGTH), LENGTH, SLOTS))
-    single, metrics_of_single = gradient(case, make_batch([[e] for e in examples], 24, 3))
+    groups = [examples[i : i + case.group] for i in range(0, len(examples), case.group)]
+    rows = packed_rows(examples, ROWS, LENGTH, case.group)
+    packed, metrics = gradient(case, lay_out(case, rows, LENGTH, SLOTS, examples))
+    single, metrics_of_single = gradient(case, lay_out(case, groups, 24 * case.group, 2 + case.group, examples))
     assert relative(packed, single) < 2e-6
     np.testing.assert_allclose(metrics["loss"], metrics_of_single["loss"], rtol=2e-6)
 
 
 def test_an_example_sees_no_other(case):
-    batch = batch_of()
+    batch = batch_of(case)
     program, state, frozen = start(case, one_device(), batch)
     from jaxsft.adapters.method import Parts
 
@@ -163,11 +188,11 @@ def single_device_losses():
 
 
 def ten_steps(case: Case, mesh):
-    program, state, frozen = start(case, mesh, batch_of())
+    program, state, frozen = start(case, mesh, batch_of(case))
     losses = []
     with jax.set_mesh(mesh):
         for i in range(10):
-            batch = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), batch_of(seed=i), program.batch)
+            batch = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), batch_of(case, i), program.batch)
             state, metrics = program.step(state, frozen, batch)
             losses.append(float(metrics["loss"]))
     return losses, program, state, frozen
@@ -188,18 +213,18 @@ def test_sharding_does_not_change_the_losses(case, mesh, single_device_losses):
 
 def test_state_is_donated(case):
     mesh = make_mesh(MESHES["fsdp=4,tensor=2"])
-    program, state, *_ = start(case, mesh, batch_of())
+    program, state, *_ = start(case, mesh, batch_of(case))
     local = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
     assert program.compile().memory_analysis().alias_size_in_bytes >= 0.99 * local
 
 
 def test_only_the_trained_part_moves(case):
     """Frozen rows and frozen arrays are bit for bit what they were."""
-    batch = batch_of()
+    batch = batch_of(case)
     program, state, frozen = start(case, one_device(), batch)
     before = jax.tree.map(np.asarray, state.params)
     for i in range(2):
-        state, _ = program.step(state, frozen, jax.tree.map(jnp.asarray, batch_of(i)))
+        state, _ = program.step(state, frozen, jax.tree.map(jnp.asarray, batch_of(case, i)))
     mask = program.method.update_mask(state.params) or jax.tree.map(lambda _: True, state.params)
     moved = jax.tree.map(lambda a, b: np.asarray(a != b), state.params, before)
     for (path, changed), allowed in zip(layout.leaves(moved), jax.tree.leaves(mask)):

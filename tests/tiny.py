@@ -42,8 +42,10 @@ def random_examples(count: int, longest: int, vocab: int = 64, seed: int = 0) ->
     return examples
 
 
-def make_batch(rows: list[list[tuple[np.ndarray, np.ndarray]]], length: int, slots: int) -> Batch:
-    """Rows of examples as a batch."""
+def make_batch(
+    rows: list[list[tuple[np.ndarray, np.ndarray]]], length: int, slots: int, order: list | None = None
+) -> Batch:
+    """Rows of examples as a batch; `example_index` is the place in `order`, or counts through the rows."""
     ints = {name: np.zeros((len(rows), length), np.int32) for name in ("tokens", "positions", "segment_ids", "targets")}
     weights = np.zeros((len(rows), length), np.float32)
     index, count = np.full((len(rows), slots), -1, np.int32), 0
@@ -54,7 +56,8 @@ def make_batch(rows: list[list[tuple[np.ndarray, np.ndarray]]], length: int, slo
             span = slice(at, at + n)
             ints["tokens"][r, span], ints["positions"][r, span], ints["segment_ids"][r, span] = tokens, range(n), e + 1
             ints["targets"][r, at : at + n - 1], weights[r, at : at + n - 1] = tokens[1:], weight[1:]
-            index[r, e], at, count = count, at + n, count + 1
+            index[r, e] = count if order is None else next(i for i, known in enumerate(order) if known is row[e])
+            at, count = at + n, count + 1
         assert at <= length
     return Batch(
         **{k: v for k, v in ints.items()},
@@ -64,12 +67,14 @@ def make_batch(rows: list[list[tuple[np.ndarray, np.ndarray]]], length: int, slo
     )
 
 
-def packed_rows(examples: list, rows: int, length: int) -> list[list]:
-    """Examples dealt to the first row with room."""
+def packed_rows(examples: list, rows: int, length: int, group: int = 1) -> list[list]:
+    """Groups of so many examples, each dealt as a whole to the row of fewest with room."""
+    tokens = lambda examples: sum(len(t) for t, _ in examples)
     table: list[list] = [[] for _ in range(rows)]
-    for example in examples:
-        room = [row for row in table if sum(len(t) for t, _ in row) + len(example[0]) <= length]
-        min(room, key=len).append(example)
+    for i in range(0, len(examples), group):
+        together = examples[i : i + group]
+        room = [row for row in table if tokens(row) + tokens(together) <= length]
+        min(room, key=len).extend(together)
     return table
 
 
