@@ -136,6 +136,9 @@ class ObjectiveConfig:
         global batch.
       z_loss: coefficient of the squared log-partition.
       label_smoothing: mass given to the uniform distribution.
+      beta: how strongly a log-ratio to the reference counts, per nat; must be set for "minor_sft".
+      ratio: for "minor_sft": the log-ratio is the "sum" over an example's targets (the paper's) or their "mean".
+      form: for "minor_sft": the loss as a "weight" without gradient, or "closed"; both have the same gradient.
       chunk_size: tokens per device whose logits exist at once.
     """
 
@@ -143,6 +146,9 @@ class ObjectiveConfig:
     reduction: str = "token_mean"
     z_loss: float = 0.0
     label_smoothing: float = 0.0
+    beta: float | None = None
+    ratio: str = "sum"
+    form: str = "weight"
     chunk_size: int = 1024
 
 

@@ -22,6 +22,8 @@ CHOICES = {
     "attention": ("auto", "xla"),
     "kind": ("none", "lora"),
     "reduction": ("token_mean", "example_mean"),
+    "ratio": ("sum", "mean"),
+    "form": ("weight", "closed"),
     "schedule": ("cosine", "linear", "constant", "wsd"),
     "task": ("perplexity", "multiple_choice", "generation", "deviation"),
     "normalize": ("none", "tokens", "bytes"),
@@ -34,7 +36,7 @@ POSITIVE = {
 NOT_NEGATIVE = {
     "weight", "max_dropped", "dropout", "z_loss", "label_smoothing", "final_ratio", "weight_decay", "max_grad_norm",
     "ema", "warmup_ratio", "decay_ratio", "eps", "every", "keep_best", "steps", "epochs", "alpha", "b1", "b2", "seed",
-    "max_new_tokens",
+    "max_new_tokens", "beta",
 }  # fmt: skip
 BELOW_ONE = {"dropout", "label_smoothing", "ema", "b1"}
 SPLITS = ("train", "eval")  # what the lines of `metrics.jsonl` are of besides tasks
@@ -54,10 +56,12 @@ def validate(config: Any, where: str = "config") -> None:
                 raise UserError(f"{path} is {value!r}; it must be a {hint.__name__}.")
             validate(value, path)
             continue
-        if hint is float and type(value) is int:
+        if float in (hint, *typing.get_args(hint)) and type(value) is int:
             value = float(value)
             setattr(config, name, value)
         _check_type(value, hint, path)
+        if value is None:
+            continue
         own = f"{type(config).__name__}.{name}"
         choices = CHOICES.get(own, CHOICES.get(name))
         if choices and value not in choices:

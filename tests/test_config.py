@@ -269,6 +269,8 @@ READERS = {
     "attention": (lambda choice, _: (choice, bool(_loss(attention=choice))), None),  # on CPUs both are XLA
     "kind": (_method, {"none": "Full", "lora": "LoRA"}),
     "reduction": (lambda choice, _: make_objective(ObjectiveConfig(reduction=choice)).reduction, None),
+    "ratio": (lambda choice, _: make_objective(ObjectiveConfig("minor_sft", beta=0.1, ratio=choice)).ratio, None),
+    "form": (lambda choice, _: make_objective(ObjectiveConfig("minor_sft", beta=0.1, form=choice)).form, None),
     "schedule": (_schedule, None),
     "task": (lambda choice, _: HEADLINES[choice], None),
     "normalize": (_grade, {"none": 1, "tokens": 2, "bytes": 0}),

@@ -11,12 +11,13 @@ All are functions of a few statistics of z, computed over chunks of tokens (see 
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxsft.objectives.sweep import Head, Values, per_token, weighted_sum
+from jaxsft.objectives.sweep import Head, Values, losses, per_token, weighted_sum
 
 
 class TokenLosses(NamedTuple):
@@ -68,26 +69,39 @@ def weighted_cross_entropy(
     Raises:
       ValueError: if the weights are being differentiated.
     """
-    labels = {"target": targets}
-    if mix is not None:
-        labels |= {"second": mix[0], "lam": jnp.broadcast_to(mix[1], targets.shape)}
-
-    def integrand(values: Values, labels: Values) -> jax.Array:
-        likely = values["target"]
-        if mix is not None:
-            lam = labels["lam"].astype(likely.dtype)
-            likely = lam * likely + (1 - lam) * values["second"]
-        ce = values["lse"] - likely
-        if label_smoothing:
-            ce = (1 - label_smoothing) * ce + label_smoothing * (values["lse"] - values["mean"])
-        if z_loss:
-            ce = ce + z_loss * values["lse"] ** 2
-        return ce
-
-    measure = Statistics(second=mix is not None, mean=bool(label_smoothing))
+    measure, integrand, labels = _loss(targets, mix, z_loss, label_smoothing)
     loss, values = weighted_sum(head, measure, integrand, head_params, hidden, labels, weights, chunk_size)
     ce = jax.lax.stop_gradient(integrand(values, labels))
     return loss, TokenLosses(ce, values["target"] - values["lse"], values["lse"], values["hit"] > 0)
+
+
+def cross_entropies(
+    head: Head,
+    head_params: Any,
+    hidden: jax.Array,
+    targets: jax.Array,
+    mask: jax.Array,
+    *,
+    mix: tuple[jax.Array, jax.Array] | None = None,
+    z_loss: float = 0.0,
+    label_smoothing: float = 0.0,
+    chunk_size: int = 1024,
+) -> tuple[jax.Array, TokenLosses]:
+    """The loss of every token, for losses that weigh tokens by what the model itself says of them.
+
+    With a frozen head it costs what `weighted_cross_entropy` costs; with a trained one a product more.
+
+    Args:
+      mask: bool [B, T]; tokens where it is False are skipped, and their loss is 0.
+      **: all other arguments as for `weighted_cross_entropy`.
+
+    Returns:
+      [B, T], differentiable with respect to `head_params` and `hidden`, and per-token figures without gradient.
+    """
+    measure, integrand, labels = _loss(targets, mix, z_loss, label_smoothing)
+    ce, values = losses(head, measure, integrand, head_params, hidden, labels, mask, chunk_size)
+    figures = TokenLosses(jax.lax.stop_gradient(ce), values["target"] - values["lse"], values["lse"], values["hit"] > 0)
+    return ce, figures
 
 
 def token_log_probs(
@@ -220,6 +234,29 @@ class Divergence:
         p, q = (jnp.exp(_log_softmax(z)) for z in logits)
         dz = cotangents["kl"][..., None] * (q - p)
         return jnp.zeros_like(logits[0]), dz.astype(logits[1].dtype)
+
+
+def _loss(
+    targets: jax.Array, mix: tuple[jax.Array, jax.Array] | None, z_loss: float, label_smoothing: float
+) -> tuple[Statistics, Callable[[Values, Values], jax.Array], Values]:
+    """What the loss needs of the logits, the loss as a function of it, and its labels."""
+    labels = {"target": targets}
+    if mix is not None:
+        labels |= {"second": mix[0], "lam": jnp.broadcast_to(mix[1], targets.shape)}
+
+    def integrand(values: Values, labels: Values) -> jax.Array:
+        likely = values["target"]
+        if mix is not None:
+            lam = labels["lam"].astype(likely.dtype)
+            likely = lam * likely + (1 - lam) * values["second"]
+        ce = values["lse"] - likely
+        if label_smoothing:
+            ce = (1 - label_smoothing) * ce + label_smoothing * (values["lse"] - values["mean"])
+        if z_loss:
+            ce = ce + z_loss * values["lse"] ** 2
+        return ce
+
+    return Statistics(second=mix is not None, mean=bool(label_smoothing)), integrand, labels
 
 
 def _upcast(logits: jax.Array) -> jax.Array:

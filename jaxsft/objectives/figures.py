@@ -11,13 +11,15 @@ from jaxsft.objectives.terms import ratio
 Sums = dict[str, jax.Array]
 
 
-def token_sums(batch: Batch, log_prob: jax.Array, hit: jax.Array) -> Sums:
+def token_sums(batch: Batch, log_prob: jax.Array, hit: jax.Array, reference: jax.Array | None = None) -> Sums:
     """Sums over the supervised tokens of a micro-batch.
 
     Args:
-      batch: the rows; where they hold a reference's log-probabilities, the deviation from it is summed too.
+      batch: the rows.
       log_prob: [B, T], of the targets; 0 where the weight is 0.
       hit: bool [B, T], the target is the likeliest token.
+      reference: [B, E], log-probabilities of the examples' targets under a reference, from which the deviation is
+        summed too; None takes those that come with the batch, if any.
     """
     weights, log_prob = jnp.asarray(batch.weights), jax.lax.stop_gradient(log_prob)
     sums = {
@@ -26,8 +28,9 @@ def token_sums(batch: Batch, log_prob: jax.Array, hit: jax.Array) -> Sums:
         "hits": jnp.sum(hit).astype(jnp.float32),
         "supervised_tokens": jnp.sum(weights != 0).astype(jnp.float32),
     }
-    if f"{PREFIX}0" in batch.extras:
-        sums |= deviation_sums(batch, sum_by_example(log_prob, batch), batch.extras[f"{PREFIX}0"])
+    reference = batch.extras.get(f"{PREFIX}0") if reference is None else reference
+    if reference is not None:
+        sums |= deviation_sums(batch, sum_by_example(log_prob, batch), reference)
     return sums
 
 

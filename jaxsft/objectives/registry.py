@@ -4,12 +4,14 @@ import dataclasses
 
 from jaxsft.config import ObjectiveConfig
 from jaxsft.errors import UserError
+from jaxsft.objectives.minor_sft import MinorSFT
 from jaxsft.objectives.objective import Objective
 from jaxsft.objectives.sft import SFT
 from jaxsft.validation import did_you_mean
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "sft": SFT,
+    "minor_sft": MinorSFT,
 }
 
 
@@ -17,7 +19,8 @@ def make_objective(config: ObjectiveConfig) -> Objective:
     """The objective that `config.name` names, with the config's value of each field that it has.
 
     Raises:
-      UserError: for a name that is none, or a field that was set and that this objective does not have.
+      UserError: for a name that is none, a field that was set and that this objective does not have, or one that it
+        needs and that was not set.
     """
     if config.name not in OBJECTIVES:
         near = did_you_mean(config.name, OBJECTIVES) or "."
@@ -30,5 +33,11 @@ def make_objective(config: ObjectiveConfig) -> Objective:
             raise UserError(
                 f"config.objective.{field.name} is {value!r}, which the objective {config.name!r} does not read; "
                 f"leave it at {field.default!r}, or choose another config.objective.name."
+            )
+    for field in dataclasses.fields(kind):
+        if field.default is dataclasses.MISSING and getattr(config, field.name) is None:
+            raise UserError(
+                f"config.objective.{field.name} is not set, and the objective {config.name!r} has no default for it; "
+                f"see docs/methods/{config.name}.md for what to try."
             )
     return kind(**{name: getattr(config, name) for name in own})

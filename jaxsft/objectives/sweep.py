@@ -4,10 +4,13 @@ Everything that needs logits during training is a `Measure` of them: a few numbe
 tokens (gathered to the front, so that it stops when they are through), applies the head to a chunk of them, measures,
 and where the derivative with respect to the measured numbers is known pulls it back through the head at once. That
 takes three products with the head (two where either its parameters or the hidden states are not differentiated);
-recomputation would take four. Two functions are built on it:
+recomputation would take four. Three functions are built on it:
 
   `weighted_sum`  every token's derivative is known beforehand (its weight): gradients come with the forward sweep.
-  `per_token`     it is known only later: a forward sweep, and a second one in the backward pass.
+  `losses`        one loss a token, whose factor is known only later: under a frozen head its derivative by the hidden
+                  states comes with the forward sweep and is multiplied by the factor in the backward pass.
+  `per_token`     several values a token, each with its own factor: a forward sweep, and a second one in the backward
+                  pass, which `losses` too needs for a trained head.
 
 Each data-parallel device sweeps the tokens of its own rows: none moves, and gradients are added over devices once.
 """
@@ -100,6 +103,64 @@ def weighted_sum(
     run.defvjp(run_forward, run_backward, symbolic_zeros=True)
     loss, values = run(params, hidden, labels, weights)
     return loss, jax.lax.stop_gradient(values)
+
+
+def losses(
+    head: Head,
+    measure: Measure,
+    integrand: Callable[[Values, Any], jax.Array],
+    params: Any,
+    hidden: Any,
+    labels: Any,
+    active: jax.Array,
+    chunk_size: int,
+) -> tuple[jax.Array, Values]:
+    """integrand(values, labels) of every token, [B, T], differentiable in `params` and `hidden`.
+
+    Arguments as for `weighted_sum`, with `active`, bool [B, T], in place of the weights: the other tokens are skipped
+    and have loss 0.
+
+    Returns:
+      The losses, and the measured values [B, T], which have no gradient.
+    """
+
+    def finish(values, labels, active):
+        return jnp.where(active, integrand(values, labels), 0), values
+
+    def unit(values, labels, factors):
+        result, pull = jax.vjp(lambda v: integrand(v, labels), values)
+        return pull(factors.astype(result.dtype))[0]
+
+    def sweep(params, hidden, labels, active, wanted, factors):
+        return _gradients(head, measure, params, hidden, labels, active, chunk_size, wanted, unit, factors)
+
+    @jax.custom_vjp
+    def run(params, hidden, labels, active):
+        return finish(_values(head, measure, params, hidden, labels, active, chunk_size), labels, active)
+
+    def run_forward(*primals):
+        arrays, wanted = _unwrap(primals)
+        params, hidden, labels, active = arrays
+        if any(jax.tree.leaves(wanted[0])):
+            return run(*arrays), {"arrays": arrays, "wanted": _Flags(jax.tree.leaves(wanted[:2]))}
+        values, slopes = sweep(params, hidden, labels, active, wanted[:2], jnp.ones(active.shape, jnp.float32))
+        return finish(values, labels, active), {"slopes": slopes}
+
+    def run_backward(residuals, cotangents):
+        factors, _ = cotangents
+        if isinstance(factors, SymbolicZero):
+            return None, None, None, None
+        if "slopes" in residuals:
+            by_params, by_hidden = residuals["slopes"]
+            scaled = jax.tree.map(lambda slope: (slope * factors[..., None]).astype(slope.dtype), by_hidden)
+            return by_params, scaled, None, None
+        params, hidden, labels, active = residuals["arrays"]
+        wanted = jax.tree.unflatten(jax.tree.structure((params, hidden)), residuals["wanted"])
+        return *sweep(params, hidden, labels, active, wanted, factors)[1], None, None
+
+    run.defvjp(run_forward, run_backward, symbolic_zeros=True)
+    result, values = run(params, hidden, labels, active)
+    return result, jax.lax.stop_gradient(values)
 
 
 def per_token(

@@ -6,7 +6,7 @@ import reference
 from jax.test_util import check_grads
 from reference import head, problem
 
-from jaxsft.objectives.cross_entropy import token_kl, token_log_probs, weighted_cross_entropy
+from jaxsft.objectives.cross_entropy import cross_entropies, token_kl, token_log_probs, weighted_cross_entropy
 
 VARIANTS = {
     "plain": {},
@@ -223,3 +223,28 @@ def test_forbidden_tokens():
         return jax.jit(jax.value_and_grad(total, (0, 1)))(params, p["hidden"])
 
     assert_close(everything(forbid), everything(rest))
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.01}, {"mix": True}])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_losses_weighed_afterwards_are_those_weighed_before(options, frozen):
+    with jax.enable_x64(True):
+        p = problem(dtype=np.float64, batch=4, length=9)
+        if options.get("mix"):
+            options = {"mix": (p["second"], p["lam"])}
+        factors = jnp.asarray(p["weights"]) * 1.7
+
+        def after(params, hidden):
+            ce, tokens = cross_entropies(head, params, hidden, p["targets"], p["weights"] != 0, chunk_size=8, **options)
+            return jnp.sum(factors * ce), (ce, tokens)
+
+        def before(params, hidden):
+            return weighted_cross_entropy(head, params, hidden, p["targets"], factors, chunk_size=8, **options)
+
+        which = 1 if frozen else (0, 1)
+        (value, (ce, tokens)), slopes = jax.value_and_grad(after, which, has_aux=True)(p["params"], p["hidden"])
+        (expected, other), expected_slopes = jax.value_and_grad(before, which, has_aux=True)(p["params"], p["hidden"])
+        np.testing.assert_allclose(value, expected, rtol=1e-12)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-11, atol=1e-13), slopes, expected_slopes)
+        np.testing.assert_allclose(tokens.log_prob, other.log_prob, rtol=1e-12)
+        assert (ce[p["weights"] == 0] == 0).all()

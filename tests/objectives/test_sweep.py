@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 from reference import head, problem
 
 from jaxsft.config import MeshConfig
-from jaxsft.objectives.cross_entropy import token_kl, token_log_probs, weighted_cross_entropy
+from jaxsft.objectives.cross_entropy import cross_entropies, token_kl, token_log_probs, weighted_cross_entropy
 from jaxsft.sharding import BATCH_AXES, make_mesh
 
 
@@ -30,6 +30,19 @@ def test_products_with_the_head(differentiated, count):
     function = lambda params, hidden: loss(params, hidden, p)
     if differentiated:
         function = jax.grad(function, differentiated)
+    assert products(function, p["params"], p["hidden"]) == count
+
+
+@pytest.mark.parametrize(("differentiated", "count"), [((), 1), ((0,), 3), ((1,), 2), ((0, 1), 4)])
+def test_products_of_losses_that_are_weighed_later(differentiated, count):
+    """With a frozen head no more than where the weights are known before; with a trained one a product more."""
+    p = problem(width=16, vocab=64)
+
+    def function(params, hidden):
+        ce, tokens = cross_entropies(head, params, hidden, p["targets"], p["weights"] != 0, chunk_size=8)
+        return jnp.sum(ce * jax.nn.sigmoid(jnp.sum(tokens.log_prob)))
+
+    function = jax.grad(function, differentiated) if differentiated else function
     assert products(function, p["params"], p["hidden"]) == count
 
 
