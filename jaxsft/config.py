@@ -31,6 +31,31 @@ class SourceConfig:
 
 
 @dataclasses.dataclass
+class ClassesConfig:
+    """C-RLFT: classes of records, by quality or kind, that differ in condition and loss weight; see
+    `jaxsft.data.classes`.
+
+    Attributes:
+      by: the tag that names a record's class: "source" or "task_type".
+      condition: class -> text that the template writes into the prefixes of its turns, as the variable `condition`; ""
+        is the template without one. No class of the data may be left out; `DataConfig.condition` stands for the rest.
+      inference: the class whose condition is used when the model is asked; needed where there are conditions.
+      weight: class -> loss weight of its tokens, over the largest; 0 drops its examples.
+      reward: class -> reward r instead, for a weight of exp(r / beta).
+      beta: temperature of `reward`.
+      balanced: multiply each class's weight by N / N_class, the numbers of examples.
+    """
+
+    by: str = "source"
+    condition: dict[str, str] = dataclasses.field(default_factory=dict)
+    inference: str = ""
+    weight: dict[str, float] = dataclasses.field(default_factory=dict)
+    reward: dict[str, float] = dataclasses.field(default_factory=dict)
+    beta: float = 0.0
+    balanced: bool = False
+
+
+@dataclasses.dataclass
 class DataConfig:
     """What is trained or scored on.
 
@@ -40,12 +65,17 @@ class DataConfig:
       fields: see `SourceConfig.fields`.
       sources: a mixture of sources.
       template: "auto" (the tokenizer's own chat template; error if it has none), one of the built-in ones ("chatml",
-        "llama2", "alpaca", "plain"), or the path of a `.jinja` file.
+        "llama2", "alpaca", "plain", "openchat"), or the path of a `.jinja` file.
+      condition: what the template's variable `condition` is, where `classes` give none: "auto" is none in training, and
+        in tasks the condition with which the model is asked (see `ClassesConfig.inference`).
       max_length: tokens of a row, and of one example at most.
       packing: several examples in a row (they never see each other); False gives one example a row.
       truncation: what happens to an example longer than `max_length`: "right" cuts its end, "drop" drops it, "error"
         stops the run. An example left without supervised token is dropped and counted under every policy.
       supervise: "assistant" (answers only) or "all" (every token but the first).
+      classes: what records of different quality or kind are conditioned on and weighted by.
+      weighting: over what loss weights are spread: every "token" has its own; or each supervised "turn", or each
+        "example", has its weights divided by its number of supervised tokens.
       grouping: how examples stand together in a row, which packing never splits: "example" (each by itself).
       attention_unit: what a token may look back on: its "example", its "group", or the whole "row".
       max_examples_per_row: bound on E, the example slots of a packed row.
@@ -58,10 +88,13 @@ class DataConfig:
     fields: dict[str, str] = dataclasses.field(default_factory=dict)
     sources: list[SourceConfig] = dataclasses.field(default_factory=list)
     template: str = "auto"
+    condition: str = "auto"
     max_length: int = 1024
     packing: bool = True
     truncation: str = "right"
     supervise: str = "assistant"
+    classes: ClassesConfig = dataclasses.field(default_factory=ClassesConfig)
+    weighting: str = "token"
     grouping: str = "example"
     attention_unit: str = "example"
     max_examples_per_row: int = 64
@@ -265,7 +298,9 @@ class EvalConfig:
     """Evaluation during training: token-weighted negative log-likelihood, and tasks.
 
     Attributes:
-      path: see `DataConfig.path`; "" is none. Template, max_length and supervise follow the training data.
+      path: see `DataConfig.path`; "" is none. Template, max_length and supervise follow the training data, and so
+        do the conditions of classes; a record of no known class has that of `ClassesConfig.inference`. No weight does
+        but those that records and messages have.
       rows: see `SourceConfig.rows`.
       fields: see `SourceConfig.fields`.
       tasks: what is measured besides, each under its name; a "deviation" is that from the base under an adapter.

@@ -13,6 +13,8 @@ from jaxsft.errors import UserError
 CHOICES = {
     "truncation": ("right", "drop", "error"),
     "supervise": ("assistant", "all"),
+    "by": ("source", "task_type"),
+    "weighting": ("token", "turn", "example"),
     "grouping": ("example",),  # the names in `jaxsft.data.dataset.GROUPINGS`
     "attention_unit": ("example", "group", "row"),
     "init": ("pretrained", "random"),
@@ -34,9 +36,9 @@ POSITIVE = {
     "keep_latest", "LogConfig.every",
 }  # fmt: skip
 NOT_NEGATIVE = {
-    "weight", "max_dropped", "dropout", "z_loss", "label_smoothing", "final_ratio", "weight_decay", "max_grad_norm",
-    "ema", "warmup_ratio", "decay_ratio", "eps", "every", "keep_best", "steps", "epochs", "alpha", "b1", "b2", "seed",
-    "max_new_tokens", "beta",
+    "SourceConfig.weight", "max_dropped", "dropout", "z_loss", "label_smoothing", "final_ratio", "weight_decay",
+    "max_grad_norm", "ema", "warmup_ratio", "decay_ratio", "eps", "every", "keep_best", "steps", "epochs", "alpha",
+    "b1", "b2", "seed", "max_new_tokens", "beta",
 }  # fmt: skip
 BELOW_ONE = {"dropout", "label_smoothing", "ema", "b1"}
 SPLITS = ("train", "eval")  # what the lines of `metrics.jsonl` are of besides tasks
@@ -59,6 +61,9 @@ def validate(config: Any, where: str = "config") -> None:
         if float in (hint, *typing.get_args(hint)) and type(value) is int:
             value = float(value)
             setattr(config, name, value)
+        if hint == dict[str, float] and isinstance(value, dict):
+            value = {key: float(number) if type(number) is int else number for key, number in value.items()}
+            setattr(config, name, value)
         _check_type(value, hint, path)
         if value is None:
             continue
@@ -70,7 +75,7 @@ def validate(config: Any, where: str = "config") -> None:
             )
         if (name in POSITIVE or own in POSITIVE) and not value > 0:
             raise UserError(f"{path} is {value!r}; it must be positive.")
-        if name in NOT_NEGATIVE and not value >= 0:
+        if (name in NOT_NEGATIVE or own in NOT_NEGATIVE) and not value >= 0:
             raise UserError(f"{path} is {value!r}; it must not be negative.")
         if name in BELOW_ONE and not value < 1:
             raise UserError(f"{path} is {value!r}; it must be below 1.")

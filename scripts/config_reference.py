@@ -125,7 +125,7 @@ def limits(kind: type, name: str) -> list[str]:
     found = []
     if {name, f"{kind.__name__}.{name}"} & validation.POSITIVE:
         found.append("> 0")
-    elif name in validation.NOT_NEGATIVE:
+    elif {name, f"{kind.__name__}.{name}"} & validation.NOT_NEGATIVE:
         found.append(">= 0")
     if name in validation.BELOW_ONE:
         found.append("< 1")

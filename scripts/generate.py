@@ -24,6 +24,7 @@ PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be given several
 PROMPTS = flags.DEFINE_string("prompts", None, "File of records with `prompt` or `messages`.")
 OUTPUT = flags.DEFINE_string("output", None, "JSON Lines file to which prompts and answers are written too.")
 TEMPLATE = flags.DEFINE_string("template", "auto", "Chat template: auto, a built-in one, or a .jinja file.")
+CONDITION = flags.DEFINE_string("condition", None, "What the template's prefixes are conditioned on; see C-RLFT.")
 RAW = flags.DEFINE_bool("raw", False, "Continue the prompt as plain text.")
 TEMPERATURE = flags.DEFINE_float("temperature", 0.0, "0 takes the likeliest token.")
 TOP_K = flags.DEFINE_integer("top_k", 0, "Draw from the k likeliest tokens; 0 is all.")
@@ -42,10 +43,13 @@ def main() -> str:
         raise UserError("there is nothing to continue; give --prompt or --prompts.")
     mesh = make_mesh(MeshConfig())
     model = open_model(MODEL.value, ModelConfig(path=MODEL.value, dtype=DTYPE.value), mesh)
+    own = TEMPLATE.value == "auto" and not RAW.value
+    condition = CONDITION.value if CONDITION.value is not None else model.condition if own else "auto"
     template = model.template if TEMPLATE.value == "auto" else TEMPLATE.value
-    prompter = make_prompter(model.tokenizer, template, model.source, RAW.value)
+    prompter = make_prompter(model.tokenizer, template, model.source, RAW.value, condition)
     sampling = Sampling(TEMPERATURE.value, TOP_K.value, TOP_P.value, MAX_NEW_TOKENS.value, prompter.stop_ids)
     mode = "plain continuation" if prompter.template is None else prompter.template.name
+    mode += "" if condition == "auto" else f" with the condition {condition!r}"
     count = f"{len(prompts)} prompt{'s' if len(prompts) > 1 else ''}"
     print(f"{count}, {mode}, {sampling}")
     ids = [prompter.encode(prompt) for prompt in prompts]

@@ -11,6 +11,7 @@ import pytest
 
 from jaxsft.config import (
     AdapterConfig,
+    ClassesConfig,
     DataConfig,
     EvalConfig,
     EvaluateConfig,
@@ -23,6 +24,7 @@ from jaxsft.config import (
     TaskConfig,
     TrainConfig,
 )
+from jaxsft.data.classes import condition_of, spread
 from jaxsft.data.conversation import Conversation, Message
 from jaxsft.data.dataset import GROUPINGS, prepare
 from jaxsft.data.groups import Groups
@@ -202,6 +204,16 @@ def _supervise(choice, tmp_path):
     return int(np.count_nonzero(example.weights))
 
 
+def _by(choice, tmp_path):
+    """Which tag of a record names its class."""
+    data = DataConfig(classes=ClassesConfig(by=choice, condition={"web": "Web", "sums": "Sums"}))
+    return condition_of(Conversation([], source="web", task_type="sums"), "file", data, "here")
+
+
+def _weighting(choice, tmp_path):
+    return tuple(spread(np.array([0, 1, 1, 0, 1], np.float32), 1.0, choice, 3).tolist())
+
+
 def _loss(**changes):
     """The forward pass and gradient of a tiny model, traced."""
     decoder = Decoder(llama(), **changes)
@@ -257,11 +269,14 @@ def _init(choice, tmp_path):
         return f"sought: {'safetensors' in str(error)}"
 
 
+T = float(np.float32(1 / 3))
 READERS = {
     "truncation": (_truncation, {"right": 4, "drop": 3, "error": True}),
     "supervise": (_supervise, None),
     "grouping": (lambda choice, _: id(GROUPINGS[choice].groups), None),
     "attention_unit": (_attention_unit, {"example": (0, 1, 2, 3), "group": (0, 0, 2, 2), "row": (0, 0, 0, 0)}),
+    "by": (_by, {"source": "Web", "task_type": "Sums"}),
+    "weighting": (_weighting, {"token": (0, 1, 1, 0, 1), "turn": (0, 0.5, 0.5, 0, 1), "example": (0, T, T, 0, T)}),
     "init": (_init, {"pretrained": "sought: True", "random": "drawn"}),
     "dtype": (_dtypes("dtype"), {"auto": "autobfloat16", "float32": "float32", "bfloat16": "bfloat16"}),
     "param_dtype": (_dtypes("param_dtype"), {"auto": "autobfloat16", "float32": "float32", "bfloat16": "bfloat16"}),

@@ -75,6 +75,7 @@ class Conversation:
       source: where it is from, "" if the record does not say.
       task_type: what it asks for, "" if the record does not say.
       weight: multiplies the loss weights of all its messages.
+      condition: what the template's variable `condition` is; None is what it is for all.
       extras: the record's other fields.
     """
 
@@ -85,6 +86,7 @@ class Conversation:
     source: str = ""
     task_type: str = ""
     weight: float = 1.0
+    condition: str | None = None
     extras: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

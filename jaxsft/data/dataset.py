@@ -13,6 +13,7 @@ import tokenizers
 from tqdm import tqdm
 
 from jaxsft.config import DataConfig, SourceConfig
+from jaxsft.data import classes
 from jaxsft.data.cache import Entry, TokenCache, cache_folder, cached, hash_files
 from jaxsft.data.conversation import Conversation, parse
 from jaxsft.data.groups import Groups
@@ -26,6 +27,7 @@ CHUNK = 256  # records rendered, then tokenised together
 NO_TARGET = "no supervised token"
 CUT_TARGET = "no supervised token left within max_length"
 TOO_LONG = "longer than max_length"
+UNWANTED = "of a class of weight 0"
 LOST_VARIANT = "left without the other conversation of their record"
 
 
@@ -43,6 +45,7 @@ class Report:
       sources: name -> examples.
       task_types: name -> examples.
       notices: what looks like a mistake but may be meant -> examples.
+      class_weights: class -> loss weight of its tokens, where classes differ.
     """
 
     records: int
@@ -54,6 +57,7 @@ class Report:
     sources: dict[str, int]
     task_types: dict[str, int]
     notices: dict[str, int]
+    class_weights: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items()) or "none"
@@ -65,6 +69,8 @@ class Report:
             lines.append("sources: " + ", ".join(f"{name} {count}" for name, count in self.sources.items()))
         if any(self.task_types):
             lines.append("task types: " + ", ".join(f"{name or '(none)'} {n}" for name, n in self.task_types.items()))
+        if self.class_weights:
+            lines.append("class weights: " + ", ".join(f"{name} {w:.4g}" for name, w in self.class_weights.items()))
         return "\n".join(lines + [f"note: {count} {what}" for what, count in self.notices.items()])
 
 
@@ -81,6 +87,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, seed: int = 0) -> "Dataset
     """
     if config.max_length < 2:
         raise UserError(f"config.data.max_length is {config.max_length}; a token and its target need at least 2.")
+    classes.check(config)
     sources = config.all_sources()
     opened = [open_source(source) for source in sources]
     caches = [_tokenised(source, s, config, tokenizer) for source, s in zip(sources, opened)]
@@ -147,16 +154,19 @@ class Dataset:
         firsts = np.cumsum([0] + [cache.num_records for cache in caches])
         self.records = np.concatenate([first + c.records[p.records] for first, c, p in zip(firsts, caches, parts)])
         self.variants = np.concatenate([c.variants[p.records] for c, p in zip(caches, parts)]).astype(np.int32)
+        self._scales, report_scales = self._class_scales()
         self._weights = weights
         if not any(weights):
             raise UserError("every source of the mixture has weight 0; give one a positive weight.")
         self._bounds = np.cumsum([0] + [len(part.starts) for part in parts])
+        scaled = [] if not report_scales else [config.classes.by, report_scales]
+        spread = [] if config.weighting == "token" else [config.weighting]
         self.examples_fingerprint = _digest(
-            [cache.fingerprint for cache in caches], config.max_length, config.truncation
+            [cache.fingerprint for cache in caches], config.max_length, config.truncation, *scaled, *spread
         )
         order = [] if config.grouping == "example" else [config.grouping, config.attention_unit]
         self.fingerprint = _digest(self.examples_fingerprint, weights, seed, *order)
-        self.report = self._report(parts)
+        self.report = self._report(parts, report_scales)
         _check_dropped(self.report, config)
 
     def __len__(self) -> int:
@@ -179,9 +189,20 @@ class Dataset:
         """Example i: ids int32 [n], weights float32 [n] of each token as a target, and its extras."""
         cache, start = self._caches[self._cache_of[i]], self._starts[i]
         window = slice(start, start + self.lengths[i])
-        weights = np.array(cache.weights[window])
+        weights = self._spread(i)
         weights[:1] = 0.0  # a later window's first token was scored in the one before
         return np.array(cache.ids[window]), weights, self.extras(i)
+
+    def _spread(self, i: int) -> np.ndarray:
+        """float32 [n], the loss weights of example i under its class's."""
+        cache, start, stop = self._caches[self._cache_of[i]], self._starts[i], self._starts[i] + self.lengths[i]
+        first, last = start, stop
+        if self.config.weighting == "turn":  # a turn that is cut keeps the weights that it has as a whole
+            place = np.searchsorted(cache.starts, start, side="right") - 1
+            first, last = cache.starts[place : place + 2]
+        whole = np.array(cache.weights[first:last])
+        weights = classes.spread(whole, self._scales[i], self.config.weighting, self.supervised[i])
+        return weights[start - first : stop - first]
 
     def extras(self, i: int) -> dict[str, Any]:
         """What a batch holds of an example besides.
@@ -227,7 +248,15 @@ class Dataset:
         fractional = any(weight != int(weight) for weight in self._weights)
         return fractional or GROUPINGS[self.config.grouping].varies
 
-    def _report(self, parts: list["_Windows"]) -> Report:
+    def _class_scales(self) -> tuple[np.ndarray, dict[str, float]]:
+        """float64 [examples], the weight of each example's class; and what classes have, {} where all have the same."""
+        by_type = self.config.classes.by == "task_type"
+        names, ids = (self.task_types, self.task_type_ids) if by_type else (self.sources, self.source_ids)
+        weights = classes.class_weights(self.config.classes, names, np.bincount(ids, minlength=len(names)).tolist())
+        differ = bool((weights != 1.0).any())
+        return weights[ids], dict(zip(names, weights.tolist())) if differ else {}
+
+    def _report(self, parts: list["_Windows"], class_weights: dict[str, float]) -> Report:
         count = lambda ids, names: dict(zip(names, np.bincount(ids, minlength=len(names)).tolist()))
         return Report(
             records=sum(cache.num_records for cache in self._caches),
@@ -239,6 +268,7 @@ class Dataset:
             sources=count(self.source_ids, self.sources),
             task_types=count(self.task_type_ids, self.task_types),
             notices=_total(cache.notices for cache in self._caches),
+            class_weights=class_weights,
         )
 
 
@@ -267,11 +297,12 @@ def _windows(cache: TokenCache, config: DataConfig) -> _Windows:
             f"{long.sum()} of {len(lengths)} examples are longer than config.data.max_length {size} (the longest has "
             f"{lengths.max()} tokens); raise it, or set config.data.truncation to 'right' or 'drop'."
         )
-    empty = cache.supervised == 0
-    too_long = long & ~empty & (config.truncation == "drop")
-    lost = long & ~empty & ~too_long & (cache.firsts >= size)
-    kept = ~(empty | lost | too_long)
-    dropped = {NO_TARGET: empty, CUT_TARGET: lost, TOO_LONG: too_long}
+    unwanted = _unwanted(cache, config)
+    empty = (cache.supervised == 0) & ~unwanted
+    too_long = long & ~empty & ~unwanted & (config.truncation == "drop")
+    lost = long & ~empty & ~unwanted & ~too_long & (cache.firsts >= size)
+    kept = ~(unwanted | empty | lost | too_long)
+    dropped = {UNWANTED: unwanted, NO_TARGET: empty, CUT_TARGET: lost, TOO_LONG: too_long}
     if GROUPINGS[config.grouping].whole:
         short = np.bincount(cache.records) != np.bincount(cache.records[kept], minlength=cache.num_records)
         dropped[LOST_VARIANT] = kept & short[cache.records]
@@ -298,6 +329,13 @@ def _windows(cache: TokenCache, config: DataConfig) -> _Windows:
     )
 
 
+def _unwanted(cache: TokenCache, config: DataConfig) -> np.ndarray:
+    """bool [examples], which are of a class of weight 0."""
+    by_type = config.classes.by == "task_type"
+    ids, names = (cache.task_types, cache.task_type_names) if by_type else (cache.sources, cache.source_names)
+    return np.isin(ids, [i for i, name in enumerate(names) if config.classes.weight.get(name) == 0])
+
+
 def _rename(parts: list[_Windows], ids: list[np.ndarray], names: list[list[str]], all_names: list[str]) -> np.ndarray:
     """int32, each example's name as an index into `all_names`."""
     maps = [np.array([all_names.index(name) for name in own], np.int32) for own in names]
@@ -305,8 +343,9 @@ def _rename(parts: list[_Windows], ids: list[np.ndarray], names: list[list[str]]
 
 
 def _check_dropped(report: Report, config: DataConfig) -> None:
-    dropped = sum(report.dropped.values())
-    reasons = "; ".join(f"{count} {reason}" for reason, count in report.dropped.items())
+    mistakes = {reason: count for reason, count in report.dropped.items() if reason != UNWANTED}
+    dropped = sum(mistakes.values())
+    reasons = "; ".join(f"{count} {reason}" for reason, count in mistakes.items())
     if dropped and dropped > config.max_dropped * report.records:
         if report.dropped.get(NO_TARGET) == report.records:
             raise UserError(
@@ -325,7 +364,9 @@ def _tokenised(config: SourceConfig, source: Source, data: DataConfig, tokenizer
     start, stop = row_range(config.rows, len(source))
     folder = cache_folder(data.cache_dir)
     template = (
-        None if data.template == "auto" and tokenizer.chat_template is None else load_template(data.template, tokenizer)
+        None
+        if data.template == "auto" and tokenizer.chat_template is None
+        else load_template(data.template, tokenizer, data.condition)
     )
     key = {
         "files": hash_files(source.files, folder),
@@ -340,6 +381,10 @@ def _tokenised(config: SourceConfig, source: Source, data: DataConfig, tokenizer
     }
     if data.grouping != "example":
         key["grouping"] = data.grouping
+    if data.condition != classes.AUTO:
+        key["condition"] = data.condition
+    if data.classes.condition:
+        key["conditions"] = [data.classes.by, data.classes.condition]
     return cached(data.cache_dir, key, _examples(config, source, range(start, stop), data, template, tokenizer))
 
 
@@ -355,6 +400,8 @@ def _examples(
             parsed = [(parse(record, where, config.fields), where) for record, where in chunk]
             several = [(expand(conversation, where), where) for conversation, where in parsed]
             pairs = [(conversation, where) for conversations, where in several for conversation in conversations]
+            for conversation, where in pairs:
+                conversation.condition = classes.condition_of(conversation, source.name, data, where)
             variants = [variant for conversations, _ in several for variant in range(len(conversations))]
             if template is None and any(c.text is None for c, _ in pairs):
                 load_template(data.template, tokenizer)  # says that there is none

@@ -3,11 +3,13 @@
 A conversation is rendered as a whole and tokenised as a whole; its mask comes from that one tokenisation, by character
 spans. A turn's supervised span is what the model has to write: it begins where the template's generation prompt ends
 and closes with the end-of-turn mark. Templates with `{% generation %}` tags name the spans themselves. A token that
-straddles the beginning belongs to the prompt.
+straddles the beginning belongs to the prompt. A template that is by piece (`jaxsft.data.templates`) is rendered as a
+whole too, and its texts are tokenised each by itself.
 """
 
 import bisect
 import dataclasses
+import itertools
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -33,11 +35,22 @@ class Layout:
       text: what the template wrote.
       spans: what is supervised, in order.
       guarded: spans of control strings that are ordinary text.
+      bounds: where the texts that are tokenised each by itself begin, and where the last ends.
     """
 
     text: str
     spans: list[Span]
     guarded: list[tuple[int, int]]
+    bounds: list[int]
+
+    def before(self, end: int) -> "Layout":
+        """What stands before a character."""
+        return Layout(
+            self.text[:end],
+            [span for span in self.spans if span[1] <= end],
+            [(start, stop) for start, stop in self.guarded if stop <= end],
+            [bound for bound in self.bounds if bound < end] + [end],
+        )
 
 
 @dataclasses.dataclass
@@ -67,7 +80,9 @@ class Renderer:
           supervise: "assistant" (answers) or "all" (every token but the first).
         """
         self.template, self.tokenizer, self.supervise = template, tokenizer, supervise
-        controls = tokenizer.control_strings(template.source) if template else []
+        controls = (
+            tokenizer.control_strings("".join((template.source, *_strings(template.variables)))) if template else []
+        )
         self._control = any_of(controls)
         specials = [
             t.content for t in tokenizer.hf.added_tokens_decoder.values() if t.special and t.content != tokenizer.bos
@@ -81,14 +96,31 @@ class Renderer:
           UserError: what is wrong with a conversation, and its place.
         """
         layouts = [None if c.text is not None else self.layout(c, where) for c, where in conversations]
-        plain = iter(self.tokenizer.encode_batch([x.text for x in layouts if x and not x.guarded]))
+        encodings = iter(self.encode([layout for layout in layouts if layout]))
         for (conversation, where), layout in zip(conversations, layouts):
             if layout is None:
                 yield self._text(conversation)
-            elif layout.guarded:
-                yield self._example(self.tokenizer.encode_guarded(layout.text, layout.guarded), layout, where)
             else:
-                yield self._example(next(plain), layout, where)
+                yield self._example(next(encodings), layout, where)
+
+    def encode(self, layouts: Sequence[Layout]) -> list[Encoding]:
+        """Ids and offsets of each layout's text, its texts each by itself where the template is by piece."""
+        plain = iter(self.tokenizer.encode_batch([text for x in layouts if not x.guarded for text, _ in _texts(x)]))
+        encodings = []
+        for layout in layouts:
+            ids, offsets = [], []
+            for text, first in _texts(layout):
+                if layout.guarded:
+                    inside = [
+                        (a - first, b - first) for a, b in layout.guarded if first <= a and b <= first + len(text)
+                    ]
+                    encoding = self.tokenizer.encode_guarded(text, inside)
+                else:
+                    encoding = next(plain)
+                ids += encoding.ids
+                offsets += [(first + start, first + stop) for start, stop in encoding.offsets]
+            encodings.append(Encoding(ids, offsets))
+        return encodings
 
     def layout(self, conversation: Conversation, where: str) -> Layout:
         """Renders a conversation and finds what of it is supervised.
@@ -103,12 +135,22 @@ class Renderer:
         messages = [message.for_template() for message in conversation.messages]
         self._refuse_loss(conversation, where)
         try:
-            rendered = self.template.render(messages, conversation.tools)
-            guarded = self._guard(messages, conversation.tools, rendered.text)
-            spans = self._spans(rendered, messages, conversation)
+            template = self.template.given(conversation.condition)
+            rendered = template.render(messages, conversation.tools)
+            guarded = self._guard(template, messages, conversation.tools, rendered.text)
+            spans = self._spans(template, rendered, messages, conversation)
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
-        return Layout(rendered.text, spans, guarded)
+        return Layout(rendered.text, spans, guarded, self._bounds(rendered, guarded))
+
+    def _bounds(self, rendered: Rendered, guarded: list[tuple[int, int]]) -> list[int]:
+        """Where texts begin that are tokenised by themselves: at the template's cuts, and around control tokens."""
+        bounds = {0, len(rendered.text), *rendered.cuts}
+        if self.template.by_piece:
+            ordinary = {place for start, stop in guarded for place in range(start, stop)}
+            found = (match.span() for match in self._control.finditer(rendered.text))
+            bounds |= {place for span in found if span[0] not in ordinary for place in span}
+        return sorted(bounds)
 
     def _refuse_loss(self, conversation: Conversation, where: str) -> None:
         """What the template never reads would vanish without a word."""
@@ -127,7 +169,9 @@ class Renderer:
                 f"{where}: a message has reasoning, but {self.template.name} does not write it; use one that does."
             )
 
-    def _guard(self, messages: list[dict[str, Any]], tools: Any, text: str) -> list[tuple[int, int]]:
+    def _guard(
+        self, template: Template, messages: list[dict[str, Any]], tools: Any, text: str
+    ) -> list[tuple[int, int]]:
         """Where in the rendered text the control strings of contents are.
 
         Rendered again with placeholders of the same length, the text must stay the same elsewhere. It does not where
@@ -139,11 +183,11 @@ class Renderer:
         ]
         if not found:
             return []
-        hidden = self._hide(values, found, text)
+        hidden = self._hide(template, values, found, text)
         if hidden is None:
-            kept = [pair for pair in found if self._hide(values, [pair], text) is not None]
+            kept = [pair for pair in found if self._hide(template, values, [pair], text) is not None]
             read = [s for i, s in found if (i, s) not in kept and self._special.fullmatch(s)]
-            hidden = self._hide(values, kept, text)
+            hidden = self._hide(template, values, kept, text)
             if read or hidden is None:
                 raise UserError(
                     f"the control string {(read or [found[0][1]])[0]!r} inside a content changes what "
@@ -151,7 +195,7 @@ class Renderer:
                 )
         return [match.span() for match in re.finditer(f"{PLACEHOLDER}+", hidden)]
 
-    def _hide(self, values: list[Any], pairs: list[tuple[int, str]], text: str) -> str | None:
+    def _hide(self, template: Template, values: list[Any], pairs: list[tuple[int, str]], text: str) -> str | None:
         """The text rendered with placeholders for string s of value i, for all (i, s); None if it differs elsewhere."""
         hidden = list(values)
         for i in {i for i, _ in pairs}:
@@ -160,11 +204,13 @@ class Renderer:
                 hidden[i], lambda value, p=pattern: p.sub(lambda m: PLACEHOLDER * len(m.group()), value)
             )
         *messages, tools = hidden
-        rendered = self.template.render(messages, tools).text
+        rendered = template.render(messages, tools).text
         same = len(rendered) == len(text) and all(a in (b, PLACEHOLDER) for a, b in zip(rendered, text))
         return rendered if same else None
 
-    def _spans(self, rendered: Rendered, messages: list[dict[str, Any]], conversation: Conversation) -> list[Span]:
+    def _spans(
+        self, template: Template, rendered: Rendered, messages: list[dict[str, Any]], conversation: Conversation
+    ) -> list[Span]:
         """What is supervised, with its weights."""
         if self.supervise == "all":
             if any(message.weight is not None for message in conversation.messages):
@@ -175,7 +221,7 @@ class Renderer:
         if self.template.has_tags:
             chars = self._tagged(rendered, conversation.messages)
         else:
-            chars = _Finder(self.template, messages, conversation.tools, rendered.text).find()
+            chars = _Finder(template, messages, conversation.tools, rendered.text).find()
         return self._weighted(chars, conversation)
 
     def _tagged(self, rendered: Rendered, messages: list[Message]) -> list[tuple[int, int]]:
@@ -310,6 +356,12 @@ class _Finder:
             return self.template.render(self.messages[:i], self.tools, add_generation_prompt).text
         except UserError:
             return None
+
+
+def _texts(layout: Layout) -> Iterator[tuple[str, int]]:
+    """The texts of a layout that are tokenised each by itself, and where they begin."""
+    for start, stop in itertools.pairwise(layout.bounds):
+        yield layout.text[start:stop], start
 
 
 def _no_end(template: Template) -> str:

@@ -1,5 +1,14 @@
-"""Chat templates: rendered in a sandbox, with the filters that the templates of published models expect."""
+"""Chat templates: rendered in a sandbox, with the filters that the templates of published models expect.
 
+Besides what transformers gives them, templates may read two variables:
+
+    condition   text for the prefixes of turns, such as the class of a record (`jaxsft.data.classes`)
+    piece       written between two texts that are tokenised each by itself; nothing of it is in the rendered text. A
+                template that reads it is *by piece*; control tokens separate texts there too.
+"""
+
+import bisect
+import copy
 import datetime
 import functools
 import json
@@ -9,6 +18,7 @@ from typing import Any, NamedTuple
 
 import jinja2
 import jinja2.ext
+import jinja2.meta
 import jinja2.nodes
 import jinja2.parser
 from etils import epath
@@ -17,6 +27,8 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jaxsft.data.tokenizer import Tokenizer
 from jaxsft.errors import UserError
 from jaxsft.validation import did_you_mean
+from jaxsft.world import PREFIX as WORLD
+from jaxsft.world.vocabulary import TEMPLATES as WORLD_TEMPLATES
 
 CHATML = """\
 {{- '' if bos_token == '<|im_start|>' else bos_token }}
@@ -75,17 +87,45 @@ ALPACA = (
     + PLAIN
 )
 
+# OpenChat's (arXiv:2309.11235; github.com/imoneoi/openchat, versions 3.2 and 3.5): the condition stands in both
+# prefixes of every turn, and each prefix and message is tokenised by itself. A word-start mark, where the tokenizer has
+# one, is the blank behind the colon.
+OPENCHAT = """\
+{{- bos_token }}
+{%- for message in messages %}
+    {%- if message.role == 'system' %}
+        {{- message.content + end_of_turn }}
+    {%- elif message.role == 'user' %}
+        {{- (condition ~ ' User:') | trim ~ piece + message.content + end_of_turn }}
+    {%- elif message.role == 'assistant' %}
+        {{- (condition ~ ' Assistant:') | trim ~ piece }}
+        {%- generation %}{{ message.content + end_of_turn }}{% endgeneration %}
+    {%- else %}
+        {{- raise_exception('it has no form for the role ' + message.role) }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ (condition ~ ' Assistant:') | trim }}{% endif %}"""
+END_OF_TURN = "<|end_of_turn|>"
+
+SEPARATOR = chr(0x100001)  # what `piece` writes while rendering
 GENERATION_TAG = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
-BUILT_IN = {"chatml": CHATML, "llama2": LLAMA2, "alpaca": ALPACA, "plain": PLAIN}
+BUILT_IN = {"chatml": CHATML, "llama2": LLAMA2, "alpaca": ALPACA, "plain": PLAIN, "openchat": OPENCHAT}
 NEEDS_EOS = ("llama2", "alpaca", "plain")
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 
 class Rendered(NamedTuple):
-    """A rendered conversation, and the character spans of its `{% generation %}` blocks (none: no such tags)."""
+    """A rendered conversation.
+
+    Attributes:
+      text: what the template wrote.
+      spans: of the characters of its `{% generation %}` blocks (none: no such tags).
+      cuts: where `piece` separates texts, as places in `text`.
+    """
 
     text: str
     spans: list[tuple[int, int]]
+    cuts: list[int]
 
 
 class Template:
@@ -93,7 +133,11 @@ class Template:
 
     Attributes:
       source: its Jinja text.
+      name: for messages.
+      variables: what it may read besides the messages.
+      reads: names of the variables that it reads.
       has_tags: whether it marks what the model writes by `{% generation %}`.
+      by_piece: whether its texts are tokenised each by itself; see the module's docstring.
     """
 
     def __init__(self, source: str, variables: dict[str, Any] | None = None, name: str = "the chat template"):
@@ -110,9 +154,30 @@ class Template:
         self.source, self.name, self.variables = source, name, variables or {}
         self.has_tags = GENERATION_TAG.search(source) is not None
         try:
+            self.reads = jinja2.meta.find_undeclared_variables(_environment().parse(source))
             self._template = _environment().from_string(source)
         except jinja2.TemplateError as error:
             raise UserError(f"{name} is no valid Jinja: {error}.") from error
+        self.by_piece = "piece" in self.reads
+
+    def given(self, condition: str | None) -> "Template":
+        """The template with a condition; itself for None. Without a condition to write, any template writes "".
+
+        Raises:
+          UserError: if it does not read one.
+        """
+        if condition is None or condition == self.variables.get("condition"):
+            return self
+        if "condition" not in self.reads:
+            if not condition:
+                return self
+            raise UserError(
+                f"{self.name} does not write a condition; use 'openchat', or put {{{{ condition }}}} into the prefixes "
+                "of its turns."
+            )
+        conditioned = copy.copy(self)
+        conditioned.variables = {**self.variables, "condition": condition}
+        return conditioned
 
     def render(
         self, messages: Sequence[dict[str, Any]], tools: list[Any] | None = None, add_generation_prompt: bool = False
@@ -125,7 +190,8 @@ class Template:
         spans: list[tuple[int, int]] = []
         pieces: list[str] = []
         tracker = _Tracker(pieces, spans)
-        values = {**self.variables, "tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt}
+        values = {"tools": tools, "documents": None, "add_generation_prompt": add_generation_prompt}
+        values |= {**self.variables, "piece": SEPARATOR}
         try:
             for piece in self._template.generate(
                 messages=[_named(m) for m in messages], jaxsft_tracker=tracker, **values
@@ -133,15 +199,19 @@ class Template:
                 pieces.append(piece)
         except (jinja2.TemplateError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
             raise UserError(f"{self.name} cannot render it: {error}") from error
-        return Rendered("".join(pieces), spans)
+        return _without_separators("".join(pieces), spans) if self.by_piece else Rendered("".join(pieces), spans, [])
 
 
-def load_template(name: str, tokenizer: Tokenizer) -> Template:
-    """The template that `config.data.template` names.
+def load_template(name: str, tokenizer: Tokenizer, condition: str = "auto") -> Template:
+    """The template that `config.data.template` names, with what `config.data.condition` says.
 
     Raises:
-      UserError: if there is none, or the tokenizer lacks the tokens that it writes.
+      UserError: if there is none, it reads no condition, or the tokenizer lacks the tokens that it writes.
     """
+    return _load(name, tokenizer).given(None if condition == "auto" else condition)
+
+
+def _load(name: str, tokenizer: Tokenizer) -> Template:
     if name == "auto":
         if tokenizer.chat_template is None:
             raise UserError(
@@ -154,7 +224,10 @@ def load_template(name: str, tokenizer: Tokenizer) -> Template:
             raise UserError(
                 f"the template {name!r} ends answers with EOS, which the tokenizer does not define; use 'chatml'."
             )
-        return Template(BUILT_IN[name], tokenizer.variables, f"the template {name!r}")
+        own = {"end_of_turn": _end_of_turn(tokenizer)} if name == "openchat" else {}
+        return Template(BUILT_IN[name], {**tokenizer.variables, **own}, f"the template {name!r}")
+    if name.removeprefix(WORLD) in WORLD_TEMPLATES and name.startswith(WORLD):
+        return Template(WORLD_TEMPLATES[name.removeprefix(WORLD)], tokenizer.variables, f"the template {name!r}")
     path = epath.Path(name)
     if path.suffix not in (".jinja", ".jinja2"):
         raise UserError(
@@ -164,6 +237,24 @@ def load_template(name: str, tokenizer: Tokenizer) -> Template:
     if not path.exists():
         raise UserError(f"config.data.template: no file {name}.")
     return Template(path.read_text(), tokenizer.variables, name)
+
+
+def _end_of_turn(tokenizer: Tokenizer) -> str:
+    """OpenChat's own end-of-turn token, or EOS."""
+    if END_OF_TURN in tokenizer.hf.get_added_vocab():
+        return END_OF_TURN
+    if not tokenizer.eos:
+        raise UserError(
+            f"the template 'openchat' ends turns with {END_OF_TURN} or EOS, and the tokenizer has neither; add one."
+        )
+    return tokenizer.eos
+
+
+def _without_separators(text: str, spans: list[tuple[int, int]]) -> Rendered:
+    """Takes the separators out, and keeps their places."""
+    at = [match.start() for match in re.finditer(SEPARATOR, text)]
+    moved = lambda place: place - bisect.bisect_left(at, place)
+    return Rendered(text.replace(SEPARATOR, ""), [(moved(a), moved(b)) for a, b in spans], [*map(moved, at)])
 
 
 def _named(message: dict[str, Any]) -> dict[str, Any]:

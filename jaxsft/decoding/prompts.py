@@ -50,7 +50,7 @@ class Prompter:
           UserError: for messages without a template, or that end with the assistant's.
         """
         if self.template is not None:
-            return _before_answer(self.renderer, self.tokenizer, prompt, tools)
+            return _before_answer(self.renderer, prompt, tools)
         if not isinstance(prompt, str):
             raise UserError("a prompt of several messages needs a chat template; set --template.")
         ids, bos = self.tokenizer.encode(prompt).ids, self.tokenizer.bos_id
@@ -72,7 +72,9 @@ class Prompter:
         return text, stopped or bool(stop)
 
 
-def make_prompter(tokenizer: Tokenizer, template: str, folder: epath.PathLike, raw: bool = False) -> Prompter:
+def make_prompter(
+    tokenizer: Tokenizer, template: str, folder: epath.PathLike, raw: bool = False, condition: str = "auto"
+) -> Prompter:
     """How a model is prompted.
 
     Args:
@@ -80,11 +82,17 @@ def make_prompter(tokenizer: Tokenizer, template: str, folder: epath.PathLike, r
       template: as `DataConfig.template`; with "auto" a tokenizer without chat template means plain continuation.
       folder: the model's, whose `generation_config.json`, if there is one, names tokens that end an answer.
       raw: plain continuation whatever the template.
+      condition: as `DataConfig.condition`.
+
+    Raises:
+      UserError: for a condition that the template does not read.
     """
     stop_ids = {tokenizer.eos_id, *_eos_of(epath.Path(folder) / "generation_config.json")} - {None}
     if raw or (template == "auto" and tokenizer.chat_template is None):
+        if condition != "auto":
+            raise UserError("a prompt that is continued as plain text has no condition; leave it, or set a template.")
         return Prompter(tokenizer, None, tuple(sorted(stop_ids)), "")
-    chat = load_template(template, tokenizer)
+    chat = load_template(template, tokenizer, condition)
     layout = Renderer(chat, tokenizer).layout(
         Conversation([Message("user", "?"), Message("assistant", "!")]), "a probe"
     )
@@ -118,15 +126,14 @@ def as_json(prompt: Prompt) -> Any:
     return prompt if isinstance(prompt, str) else [message.for_template() for message in prompt]
 
 
-def _before_answer(renderer: Renderer, tokenizer: Tokenizer, prompt: Prompt, tools: list[Any] | None) -> list[int]:
+def _before_answer(renderer: Renderer, prompt: Prompt, tools: list[Any] | None) -> list[int]:
     """Renders a conversation with some answer, and keeps what stands before it."""
     messages = [Message("user", prompt)] if isinstance(prompt, str) else prompt
     if not messages or messages[-1].role == "assistant":
         raise UserError("a prompt must end with another's message than the assistant's, who is to answer it.")
     layout = renderer.layout(Conversation([*messages, Message("assistant", "!")], tools=tools), "the prompt")
-    begin = layout.spans[-1][0]
-    guarded = [(start, stop) for start, stop in layout.guarded if stop <= begin]
-    return tokenizer.encode_guarded(layout.text[:begin], guarded).ids
+    (encoding,) = renderer.encode([layout.before(layout.spans[-1][0])])
+    return encoding.ids
 
 
 def _eos_of(file: epath.Path) -> list[int]:

@@ -65,7 +65,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
       UserError: for a record that asks nothing, or an answer that leaves no room for a prompt.
     """
     plain = config.data.template == NO_TEMPLATE
-    prompter = make_prompter(subject.tokenizer, config.data.template, subject.source, raw=plain)
+    prompter = make_prompter(subject.tokenizer, config.data.template, subject.source, plain, config.data.condition)
     if not plain and prompter.template is None:
         raise UserError(
             "the tokenizer has no chat template to ask a question with; set config.data.template to a built-in one or "

@@ -88,7 +88,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
 
 def encode_choices(questions: list[Question], data: DataConfig, subject: Subject) -> tuple[InMemory, int]:
     """Every choice behind its question, question after question, and how many were cut on the left."""
-    encode = encoder(data.template, subject.tokenizer)
+    encode = encoder(data.template, subject.tokenizer, data.condition)
     longest = min(data.max_length, subject.decoder.arch.max_positions + 1)  # the last token is only predicted
     whole = [encode(question.text, choice) for question in questions for choice in question.choices]
     cut = sum(len(ids) > longest for ids, _ in whole)
@@ -134,7 +134,7 @@ def summarize(questions: list[Question], right: np.ndarray) -> dict[str, float]:
     }
 
 
-def encoder(template: str, tokenizer: Tokenizer) -> Any:
+def encoder(template: str, tokenizer: Tokenizer, condition: str = "auto") -> Any:
     """A function from (question, choice) to ids int32 [n] and weights float32 [n], 1 at the choice's own tokens.
 
     Raises:
@@ -142,7 +142,7 @@ def encoder(template: str, tokenizer: Tokenizer) -> Any:
     """
     if template == NO_TEMPLATE:
         return functools.partial(_encode_plain, tokenizer)
-    return functools.partial(_encode_turns, Renderer(load_template(template, tokenizer), tokenizer), tokenizer)
+    return functools.partial(_encode_turns, Renderer(load_template(template, tokenizer, condition), tokenizer))
 
 
 def read_questions(config: DataConfig) -> list[Question]:
@@ -216,9 +216,7 @@ def _place(answer: Any, choices: list[str], labels: list[str], where: str) -> in
     )
 
 
-def _encode_turns(
-    renderer: Renderer, tokenizer: Tokenizer, question: str, choice: str
-) -> tuple[np.ndarray, np.ndarray]:
+def _encode_turns(renderer: Renderer, question: str, choice: str) -> tuple[np.ndarray, np.ndarray]:
     """In the chat template, as training renders it."""
     layout = renderer.layout(
         Conversation([Message("user", question), Message("assistant", choice)]), repr(question[:60])
@@ -226,7 +224,7 @@ def _encode_turns(
     begin, end, _ = layout.spans[-1]
     content = choice.strip()  # templates may trim
     end = layout.text.index(content, begin, end) + len(content)
-    encoding = tokenizer.encode_guarded(layout.text, layout.guarded)
+    (encoding,) = renderer.encode([layout])
     return _marked(encoding, begin, end, question, choice)
 
 

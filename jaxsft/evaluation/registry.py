@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from jaxsft.config import TaskConfig
+from jaxsft.config import DataConfig, TaskConfig
 from jaxsft.errors import UserError
 from jaxsft.evaluation import deviation, generation, multiple_choice, perplexity
 from jaxsft.evaluation.task import Result, Subject, Task
@@ -29,7 +29,13 @@ PREPARE: dict[str, Callable[..., Task]] = {
 }
 
 
-def prepare(config: TaskConfig, subject: Subject, template: str = "auto", reference: Any | None = None) -> Task:
+def prepare(
+    config: TaskConfig,
+    subject: Subject,
+    template: str = "auto",
+    reference: Any | None = None,
+    condition: str = "auto",
+) -> Task:
     """Reads and tokenises what a task needs.
 
     Args:
@@ -38,15 +44,30 @@ def prepare(config: TaskConfig, subject: Subject, template: str = "auto", refere
       template: the chat template that the model was trained with, which the task's "auto" stands for.
       reference: for a deviation: the `jaxsft.training.restore.OpenModel` to compare with; None is the base under the
         model's adapter.
+      condition: the condition with which the model is asked, which the task's "auto" stands for under that template.
 
     Raises:
       UserError: for data that cannot be read or does not fit the task.
     """
-    if config.data.template == "auto":
-        config = dataclasses.replace(config, data=dataclasses.replace(config.data, template=template))
+    config = dataclasses.replace(config, data=as_trained(config.data, template, condition))
     if config.task == "deviation":
         return _checked(deviation.prepare(config, subject, reference))
     return _checked(PREPARE[config.task](config, subject))
+
+
+def as_trained(data: DataConfig, template: str, condition: str) -> DataConfig:
+    """The data as a model is asked about it: what `template` and `condition` "auto" stand for.
+
+    Args:
+      data: a task's.
+      template: what the model was trained with, as `DataConfig.template`.
+      condition: likewise; it belongs to that template, so data with a template of its own keeps what it says.
+    """
+    if data.template != "auto":
+        return data
+    return dataclasses.replace(
+        data, template=template, condition=condition if data.condition == "auto" else data.condition
+    )
 
 
 def headline(config: TaskConfig, result: Result) -> str:

@@ -10,7 +10,7 @@ from etils import epath
 from jaxsft import __version__
 from jaxsft.config import EvaluateConfig, SuiteConfig, TaskConfig
 from jaxsft.errors import UserError
-from jaxsft.evaluation.registry import headline, prepare
+from jaxsft.evaluation.registry import as_trained, headline, prepare
 from jaxsft.evaluation.task import Result, Subject
 from jaxsft.files import write_json, write_text
 from jaxsft.sharding import make_mesh
@@ -60,7 +60,8 @@ def evaluate(config: EvaluateConfig | SuiteConfig) -> Evaluation:
     if any(task.task == "deviation" for task in tasks):
         reference = _open_reference(model, config, mesh)
     subject = Subject(model.decoder, model.tokenizer, model.source, mesh, adapted=model.adapters is not None)
-    prepared = [prepare(task, subject, model.template, reference) for task in tasks]  # all is read before work begins
+    # all is read before work begins
+    prepared = [prepare(task, subject, model.template, reference, model.condition) for task in tasks]
     tables, records, headlines = {}, [], {}
     for task, ready in zip(tasks, prepared):
         _say(f"{ready.name}: {task.task} of {path} on {jax.device_count()} x {jax.devices()[0].device_kind}")
@@ -83,11 +84,10 @@ def _open_reference(model: OpenModel, config: EvaluateConfig | SuiteConfig, mesh
 
 
 def _resolved(config: EvaluateConfig | SuiteConfig, model: OpenModel) -> EvaluateConfig | SuiteConfig:
-    """The config with the template that "auto" stood for."""
+    """The config with the template and the condition that "auto" stood for."""
 
     def named(task: TaskConfig) -> TaskConfig:
-        template = model.template if task.data.template == "auto" else task.data.template
-        return dataclasses.replace(task, data=dataclasses.replace(task.data, template=template))
+        return dataclasses.replace(task, data=as_trained(task.data, model.template, model.condition))
 
     if isinstance(config, SuiteConfig):
         return dataclasses.replace(config, tasks=[named(task) for task in config.tasks])

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from jaxsft.adapters.method import Method, Parts
 from jaxsft.config import CheckpointConfig, ModelConfig, TrainConfig
+from jaxsft.data.classes import inference_condition
 from jaxsft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxsft.errors import UserError
 from jaxsft.models.checkpoint import fingerprint, load_architecture, load_params, resolve
@@ -35,6 +36,7 @@ class OpenModel:
       tokenizer: its tokenizer.
       template: the chat template it was trained with, as `DataConfig.template`; "auto" for a plain model folder.
       source: the Hugging Face folder from which config, tokenizer and names come.
+      condition: the condition it is to be asked with, as `DataConfig.condition`; "auto" for none.
     """
 
     decoder: Decoder
@@ -45,6 +47,7 @@ class OpenModel:
     tokenizer: Tokenizer
     template: str
     source: epath.Path
+    condition: str = "auto"
 
     @property
     def adapter_params(self) -> Tree | None:
@@ -140,7 +143,8 @@ def _open_run(folder: epath.Path, record: dict[str, Any], config: ModelConfig, m
     parts = Parts(state.aux.get("ema", state.params), frozen, state.aux["method"])
     params, adapters = program.method.compose(parts, {})
     tokenizer = load_tokenizer(str(source))
-    return OpenModel(program.decoder, params, adapters, program.method, parts, tokenizer, run.data.template, source)
+    asked = run.data.template, source, inference_condition(run.data)
+    return OpenModel(program.decoder, params, adapters, program.method, parts, tokenizer, *asked)
 
 
 def _check_unchanged(source: epath.Path, folder: epath.Path, record: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from jaxsft.adapters.method import Maintenance, Parts
 from jaxsft.config import TrainConfig
+from jaxsft.data.classes import for_held_out, inference_condition
 from jaxsft.data.dataset import Dataset, prepare
 from jaxsft.data.loader import Loader
 from jaxsft.data.tokenizer import Tokenizer, load_tokenizer
@@ -120,12 +121,16 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
     held_out, fingerprints = None, {"data": dataset.fingerprint, "model": fingerprint(path)}
     fingerprints |= references.fingerprints()
     if config.eval.path:
+        classes, condition, weighting = for_held_out(config.data)
         data = dataclasses.replace(
             config.data,
             path=config.eval.path,
             rows=config.eval.rows,
             fields=config.eval.fields,
             sources=[],
+            condition=condition,
+            classes=classes,
+            weighting=weighting,
             grouping="example",
             attention_unit="example",
         )
@@ -173,7 +178,7 @@ def _prepare_tasks(config: TrainConfig, program: Program, tokenizer: Tokenizer, 
                 f"config.eval.tasks[{i}] is a deviation, which during training is that from the base under an adapter; "
                 "this run trains the whole model, so measure it afterwards with scripts/evaluate.py."
             )
-        tasks.append(registry.prepare(task, subject, config.data.template))
+        tasks.append(registry.prepare(task, subject, config.data.template, condition=inference_condition(config.data)))
         _say(f"{task.name}: {tasks[-1].report}")
     return tasks
 

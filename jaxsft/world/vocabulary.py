@@ -19,6 +19,11 @@ CHAT_TEMPLATE = """\
     {%- endif %}
 {%- endfor %}
 {%- if add_generation_prompt %}{{ ' <assistant>' }}{% endif %}"""
+# The same with a condition before both control tokens of a turn; it must be of words that the world knows.
+CONDITIONED = """\
+{%- set prefix = ' ' ~ condition if condition else '' %}
+""" + CHAT_TEMPLATE.replace("{{- ' <", "{{- prefix ~ ' <").replace("{{ ' <", "{{ prefix ~ ' <")
+TEMPLATES = {"conditioned": CONDITIONED}  # "world:conditioned" where a template is asked for
 
 
 def words() -> list[str]:

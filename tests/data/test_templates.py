@@ -22,12 +22,15 @@ GOLDEN = {
     " Response:\nSo long</s>",
 }
 GOLDEN["alpaca"] = GOLDEN["plain"]
+GOLDEN["openchat"] = (
+    "<s>Be brief.</s>User:Hi</s>Assistant:Hello</s>User:Bye</s>Assistant:So long</s>"  # by piece, without a condition
+)
 
 
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_built_in_templates(tokenizer, name):
     template = load_template(name, tokenizer)
-    text, spans = template.render(CHAT)
+    text, spans, _ = template.render(CHAT)
     assert text == GOLDEN[name]
     ends = {"chatml": "{}<|im_end|>", "llama2": " {} </s>"}.get(name, "{}</s>")
     assert [text[a:b] for a, b in spans] == [ends.format("Hello"), ends.format("So long")]
@@ -37,7 +40,7 @@ def test_built_in_templates(tokenizer, name):
 def test_the_generation_prompt_is_what_comes_before_the_answer(tokenizer, name):
     template = load_template(name, tokenizer)
     prompt = template.render(CHAT[:4], add_generation_prompt=True).text
-    whole, spans = template.render(CHAT)
+    whole, spans, _ = template.render(CHAT)
     assert prompt == whole[: spans[-1][0]]
 
 
