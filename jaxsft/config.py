@@ -76,7 +76,8 @@ class DataConfig:
       classes: what records of different quality or kind are conditioned on and weighted by.
       weighting: over what loss weights are spread: every "token" has its own; or each supervised "turn", or each
         "example", has its weights divided by its number of supervised tokens.
-      grouping: how examples stand together in a row, which packing never splits: "example" (each by itself).
+      grouping: how examples stand together in a row, which packing never splits: "example" (each by itself),
+        "preference" (the chosen and the rejected answer of a pair, each within half of `max_length`).
       attention_unit: what a token may look back on: its "example", its "group", or the whole "row".
       max_examples_per_row: bound on E, the example slots of a packed row.
       cache_dir: folder of the token cache; "" is `~/.cache/jaxsft`.
@@ -168,11 +169,21 @@ class ObjectiveConfig:
         their weighted mean, in which a weight that all of an example's tokens share cancels); both over the whole
         global batch.
       z_loss: coefficient of the squared log-partition.
-      label_smoothing: mass given to the uniform distribution.
-      beta: how strongly a log-ratio to the reference counts, per nat; must be set for "minor_sft".
-      ratio: for "minor_sft": the log-ratio is the "sum" over an example's targets (the paper's) or their "mean".
+      label_smoothing: mass given to the uniform distribution; for "dpo" and "mrpo" the share of pairs taken to be
+        labelled the wrong way round, below 0.5.
+      beta: how strongly a log-ratio to the reference counts, per nat; must be set for "minor_sft" and for the losses on
+        pairs, "dpo", "ipo", "minor_dpo" and "mrpo" (0.1 is usual).
+      ratio: for the same five: the log-ratio is the "sum" over an answer's targets (the papers') or their "mean".
       form: for "minor_sft": the loss as a "weight" without gradient, or "closed"; both have the same gradient.
       chunk_size: tokens per device whose logits exist at once.
+      reference_free: for "dpo" and "ipo": take every answer to be equally likely under the reference.
+      sft_weight: for the losses on pairs: weight of the negative log-likelihood of the chosen answers, a mean over
+        their tokens, that is added.
+      reference_weights: for "mrpo": the weight of each of `config.reference.models`, of sum 1; empty is by how well
+        each tells the pair apart.
+      reference_clip: for "mrpo": how far the other references may be from the first, as a share of its log-probability.
+      adaptive_clip: for "mrpo": divide that share between the two answers by their log-probabilities.
+      swap_weights: for "mrpo" of two references: exchange their weights, as the authors' code does.
     """
 
     name: str = "sft"
@@ -183,6 +194,12 @@ class ObjectiveConfig:
     ratio: str = "sum"
     form: str = "weight"
     chunk_size: int = 1024
+    reference_free: bool = False
+    sft_weight: float = 0.0
+    reference_weights: tuple[float, ...] = ()
+    reference_clip: float = 0.1
+    adaptive_clip: bool = True
+    swap_weights: bool = False
 
 
 @dataclasses.dataclass

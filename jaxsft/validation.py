@@ -15,7 +15,7 @@ CHOICES = {
     "supervise": ("assistant", "all"),
     "by": ("source", "task_type"),
     "weighting": ("token", "turn", "example"),
-    "grouping": ("example",),  # the names in `jaxsft.data.dataset.GROUPINGS`
+    "grouping": ("example", "preference"),  # the names in `jaxsft.data.dataset.GROUPINGS`
     "attention_unit": ("example", "group", "row"),
     "init": ("pretrained", "random"),
     "dtype": ("auto", "float32", "bfloat16"),
@@ -38,7 +38,7 @@ POSITIVE = {
 NOT_NEGATIVE = {
     "SourceConfig.weight", "max_dropped", "dropout", "z_loss", "label_smoothing", "final_ratio", "weight_decay",
     "max_grad_norm", "ema", "warmup_ratio", "decay_ratio", "eps", "every", "keep_best", "steps", "epochs", "alpha",
-    "b1", "b2", "seed", "max_new_tokens", "beta",
+    "b1", "b2", "seed", "max_new_tokens", "beta", "sft_weight", "reference_clip",
 }  # fmt: skip
 BELOW_ONE = {"dropout", "label_smoothing", "ema", "b1"}
 SPLITS = ("train", "eval")  # what the lines of `metrics.jsonl` are of besides tasks

@@ -63,6 +63,9 @@ def unlikely(tokens: np.ndarray) -> float:
 
 
 MINOR = ObjectiveConfig("minor_sft", beta=0.3)
+MINOR_DPO = ObjectiveConfig("minor_dpo", beta=0.1, ratio="mean")
+MRPO = ObjectiveConfig("mrpo", beta=0.1, label_smoothing=0.1, sft_weight=0.3)
+REFERENCES = {"reference_0": unlikely, "reference_1": lambda tokens: -3.9 * len(tokens)}
 FROZEN = ("embed", "layers.0", "layers.*.mlp.gate_proj")
 CASES = [
     Case("full", _config()),
@@ -72,6 +75,8 @@ CASES = [
     Case("lora-some-layers", _lora(targets=("layers.1.attn.*_proj", "layers.*.mlp.down_proj", "head"))),
     Case("minor-sft", _config(objective=MINOR), extras={"reference_0": unlikely}),
     Case("minor-sft-lora-online", dataclasses.replace(_lora(), objective=MINOR)),
+    Case("mrpo", _config(objective=MRPO), group=2, extras=REFERENCES),
+    Case("minor-dpo-lora-online", dataclasses.replace(_lora(), objective=MINOR_DPO), group=2),
 ]
 MESHES = {
     "fsdp=8": MeshConfig(1, 8, 1),

@@ -17,6 +17,7 @@ from jaxsft.data import classes
 from jaxsft.data.cache import Entry, TokenCache, cache_folder, cached, hash_files
 from jaxsft.data.conversation import Conversation, parse
 from jaxsft.data.groups import Groups
+from jaxsft.data.preference import pairs, sides
 from jaxsft.data.render import Example, Renderer
 from jaxsft.data.sources import Source, open_source, row_range
 from jaxsft.data.templates import Template, load_template
@@ -85,7 +86,7 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, seed: int = 0) -> "Dataset
     Raises:
       UserError: for data that cannot be trained on, saying which record and why.
     """
-    if config.max_length < 2:
+    if config.max_length < 2 * GROUPINGS[config.grouping].parts:
         raise UserError(f"config.data.max_length is {config.max_length}; a token and its target need at least 2.")
     classes.check(config)
     sources = config.all_sources()
@@ -103,16 +104,20 @@ class Grouping(NamedTuple):
       expand: (conversation, where) -> the conversations that a record gives, its variants in order.
       whole: whether a record is of use only with all of its variants.
       varies: whether epochs differ in their groups.
+      parts: into how many equal parts a row is divided, of which an example fills one at most: the examples of a group
+        must fit in one row, whichever they are.
     """
 
     groups: Callable[["Dataset", np.ndarray, int], Groups]
     expand: Callable[[Conversation, str], list[Conversation]] = lambda conversation, where: [conversation]
     whole: bool = False
     varies: bool = True
+    parts: int = 1
 
 
 GROUPINGS: dict[str, Grouping] = {
     "example": Grouping(lambda dataset, members, epoch: Groups.single(members), varies=False),
+    "preference": Grouping(pairs, sides, whole=True, varies=False, parts=2),
 }
 
 
@@ -167,7 +172,7 @@ class Dataset:
         order = [] if config.grouping == "example" else [config.grouping, config.attention_unit]
         self.fingerprint = _digest(self.examples_fingerprint, weights, seed, *order)
         self.report = self._report(parts, report_scales)
-        _check_dropped(self.report, config)
+        _check_dropped(self.report, config, sum(len(cache.records) for cache in caches))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -290,11 +295,13 @@ def _windows(cache: TokenCache, config: DataConfig) -> _Windows:
     Plain text is never cut: it is read in windows that overlap by the one token whose target is in the next, so every
     token but the first is a target exactly once.
     """
-    size, starts, lengths = config.max_length, cache.starts[:-1], np.diff(cache.starts)
+    parts = GROUPINGS[config.grouping].parts
+    size, starts, lengths = config.max_length // parts, cache.starts[:-1], np.diff(cache.starts)
     long = (lengths > size) & ~cache.is_text
     if config.truncation == "error" and long.any():
+        bound = f"{config.max_length} / {parts}, of which a row holds {parts}" if parts > 1 else f"{size}"
         raise UserError(
-            f"{long.sum()} of {len(lengths)} examples are longer than config.data.max_length {size} (the longest has "
+            f"{long.sum()} of {len(lengths)} examples are longer than config.data.max_length {bound} (the longest has "
             f"{lengths.max()} tokens); raise it, or set config.data.truncation to 'right' or 'drop'."
         )
     unwanted = _unwanted(cache, config)
@@ -342,18 +349,20 @@ def _rename(parts: list[_Windows], ids: list[np.ndarray], names: list[list[str]]
     return np.concatenate([m[i[part.records]] for m, i, part in zip(maps, ids, parts)]).astype(np.int32)
 
 
-def _check_dropped(report: Report, config: DataConfig) -> None:
+def _check_dropped(report: Report, config: DataConfig, conversations: int) -> None:
+    """Compares what was dropped with how many conversations the records gave."""
     mistakes = {reason: count for reason, count in report.dropped.items() if reason != UNWANTED}
     dropped = sum(mistakes.values())
     reasons = "; ".join(f"{count} {reason}" for reason, count in mistakes.items())
-    if dropped and dropped > config.max_dropped * report.records:
-        if report.dropped.get(NO_TARGET) == report.records:
+    if dropped and dropped > config.max_dropped * conversations:
+        if report.dropped.get(NO_TARGET) == conversations:
             raise UserError(
                 f"no token of any record is supervised with the template {config.template!r}: its generation tags or "
                 "the records' weights mask everything; see scripts/inspect_data.py."
             )
+        noun = "records" if conversations == report.records else "conversations"
         raise UserError(
-            f"{dropped} of {report.records} records would be dropped ({reasons}), more than config.data.max_dropped "
+            f"{dropped} of {conversations} {noun} would be dropped ({reasons}), more than config.data.max_dropped "
             f"{config.max_dropped:g} allows; raise config.data.max_length (now {config.max_length}) or mend the data."
         )
     if not report.examples:

@@ -5,13 +5,19 @@ import dataclasses
 from jaxsft.config import ObjectiveConfig
 from jaxsft.errors import UserError
 from jaxsft.objectives.minor_sft import MinorSFT
+from jaxsft.objectives.mrpo import MRPO
 from jaxsft.objectives.objective import Objective
+from jaxsft.objectives.preference import DPO, IPO, MinorDPO
 from jaxsft.objectives.sft import SFT
 from jaxsft.validation import did_you_mean
 
 OBJECTIVES: dict[str, type[Objective]] = {
     "sft": SFT,
     "minor_sft": MinorSFT,
+    "dpo": DPO,
+    "ipo": IPO,
+    "minor_dpo": MinorDPO,
+    "mrpo": MRPO,
 }
 
 
