@@ -56,6 +56,37 @@ class ClassesConfig:
 
 
 @dataclasses.dataclass
+class MixtureConfig:
+    """Domains with a system prompt each (Mixture-of-Instructions, see `jaxsft.data.mixture`).
+
+    Attributes:
+      by: what of a record names its domain, "task_type" or "source".
+      domains: their names in the order that they have inside a chunk, first that of the default prompt. Where they are
+        given, every example must be of one of them, and its loss is logged by domain.
+      system: domain -> system prompt of its conversations that bring none; others get `DataConfig.system`.
+    """
+
+    by: str = "task_type"
+    domains: tuple[str, ...] = ()
+    system: dict[str, str] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class DCoTConfig:
+    """Several chains of thought in one response (see `jaxsft.data.dcot`); for the grouping "dcot".
+
+    Attributes:
+      draws: how often the chains of a question are drawn; epoch e sees draw e modulo `draws`.
+      single: one chain a response, every chain once an epoch: the chain-of-thought baseline.
+      seed: of the draws.
+    """
+
+    draws: int = 3
+    single: bool = False
+    seed: int = 0
+
+
+@dataclasses.dataclass
 class DataConfig:
     """What is trained or scored on.
 
@@ -65,9 +96,10 @@ class DataConfig:
       fields: see `SourceConfig.fields`.
       sources: a mixture of sources.
       template: "auto" (the tokenizer's own chat template; error if it has none), one of the built-in ones ("chatml",
-        "llama2", "alpaca", "plain", "openchat"), or the path of a `.jinja` file.
+        "llama2", "alpaca", "plain", "raw", "openchat"), or the path of a `.jinja` file.
       condition: what the template's variable `condition` is, where `classes` give none: "auto" is none in training, and
         in tasks the condition with which the model is asked (see `ClassesConfig.inference`).
+      system: system prompt of conversations that bring none; "" adds none.
       max_length: tokens of a row, and of one example at most.
       packing: several examples in a row (they never see each other); False gives one example a row.
       truncation: what happens to an example longer than `max_length`: "right" cuts its end, "drop" drops it, "error"
@@ -77,8 +109,11 @@ class DataConfig:
       weighting: over what loss weights are spread: every "token" has its own; or each supervised "turn", or each
         "example", has its weights divided by its number of supervised tokens.
       grouping: how examples stand together in a row, which packing never splits: "example" (each by itself),
-        "preference" (the chosen and the rejected answer of a pair, each within half of `max_length`).
+        "preference" (the chosen and the rejected answer of a pair, each within half of `max_length`), "domain" (chunks
+        of one example of each of `mixture.domains`) or "dcot" (each by itself, made of chains of thought).
       attention_unit: what a token may look back on: its "example", its "group", or the whole "row".
+      mixture: domains and their system prompts.
+      dcot: how chains of thought become responses.
       max_examples_per_row: bound on E, the example slots of a packed row.
       cache_dir: folder of the token cache; "" is `~/.cache/jaxsft`.
       max_dropped: the largest share of examples that may be dropped before the run stops.
@@ -90,6 +125,7 @@ class DataConfig:
     sources: list[SourceConfig] = dataclasses.field(default_factory=list)
     template: str = "auto"
     condition: str = "auto"
+    system: str = ""
     max_length: int = 1024
     packing: bool = True
     truncation: str = "right"
@@ -98,6 +134,8 @@ class DataConfig:
     weighting: str = "token"
     grouping: str = "example"
     attention_unit: str = "example"
+    mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
+    dcot: DCoTConfig = dataclasses.field(default_factory=DCoTConfig)
     max_examples_per_row: int = 64
     cache_dir: str = ""
     max_dropped: float = 0.2

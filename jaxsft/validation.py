@@ -15,8 +15,9 @@ CHOICES = {
     "supervise": ("assistant", "all"),
     "by": ("source", "task_type"),
     "weighting": ("token", "turn", "example"),
-    "grouping": ("example", "preference"),  # the names in `jaxsft.data.dataset.GROUPINGS`
+    "grouping": ("example", "preference", "domain", "dcot"),  # the names in `jaxsft.data.dataset.GROUPINGS`
     "attention_unit": ("example", "group", "row"),
+    "MixtureConfig.by": ("task_type", "source"),
     "init": ("pretrained", "random"),
     "dtype": ("auto", "float32", "bfloat16"),
     "param_dtype": ("auto", "float32", "bfloat16"),
@@ -33,7 +34,7 @@ CHOICES = {
 }
 POSITIVE = {
     "max_length", "max_examples_per_row", "rank", "chunk_size", "batch_size", "accumulate", "learning_rate",
-    "keep_latest", "LogConfig.every",
+    "keep_latest", "LogConfig.every", "draws",
 }  # fmt: skip
 NOT_NEGATIVE = {
     "SourceConfig.weight", "max_dropped", "dropout", "z_loss", "label_smoothing", "final_ratio", "weight_decay",

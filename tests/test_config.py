@@ -16,6 +16,7 @@ from jaxsft.config import (
     EvalConfig,
     EvaluateConfig,
     LoRAConfig,
+    MixtureConfig,
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
@@ -29,6 +30,7 @@ from jaxsft.data.conversation import Conversation, Message
 from jaxsft.data.dataset import GROUPINGS, prepare
 from jaxsft.data.groups import Groups
 from jaxsft.data.loader import Loader
+from jaxsft.data.mixture import domain_ids
 from jaxsft.data.render import Renderer
 from jaxsft.data.templates import load_template
 from jaxsft.errors import UserError
@@ -197,6 +199,13 @@ def _attention_unit(choice, tmp_path):
     return tuple(min(other for other in unit if unit[other] == unit[i]) for i in range(4))
 
 
+def _domain(choice, tmp_path):
+    """The domains of two examples of one source and two task types."""
+    names = {"sources": ["a"], "source_ids": np.zeros(2, int), "task_types": ["a", "b"], "task_type_ids": np.arange(2)}
+    config = DataConfig(mixture=MixtureConfig(by=choice, domains=("a", "b") if choice == "task_type" else ("a",)))
+    return tuple(domain_ids(types.SimpleNamespace(config=config, **names)).tolist())
+
+
 def _supervise(choice, tmp_path):
     tokenizer = make_tokenizer(bos_token="<s>", eos_token="</s>")
     conversation = Conversation([Message("user", "Hello"), Message("assistant", "Blue")])
@@ -277,6 +286,7 @@ READERS = {
     "attention_unit": (_attention_unit, {"example": (0, 1, 2, 3), "group": (0, 0, 2, 2), "row": (0, 0, 0, 0)}),
     "by": (_by, {"source": "Web", "task_type": "Sums"}),
     "weighting": (_weighting, {"token": (0, 1, 1, 0, 1), "turn": (0, 0.5, 0.5, 0, 1), "example": (0, T, T, 0, T)}),
+    "MixtureConfig.by": (_domain, {"task_type": (0, 1), "source": (0, 0)}),
     "init": (_init, {"pretrained": "sought: True", "random": "drawn"}),
     "dtype": (_dtypes("dtype"), {"auto": "autobfloat16", "float32": "float32", "bfloat16": "bfloat16"}),
     "param_dtype": (_dtypes("param_dtype"), {"auto": "autobfloat16", "float32": "float32", "bfloat16": "bfloat16"}),

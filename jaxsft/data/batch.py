@@ -7,6 +7,7 @@ import jax
 import numpy as np
 
 Array = jax.Array | np.ndarray
+DOMAIN = "domain/"  # what the names of domains begin with among the extras
 
 
 @jax.tree_util.register_dataclass
@@ -29,7 +30,8 @@ class Batch:
         a sentinel token id.
       extras: what a recipe needs besides, name -> [B, T] or [B, E]; slot e - 1 belongs to example id e. Always holds
         `example_index` int32 [B, E], the index of the example in its data set, -1 in empty slots; where examples stand
-        in groups of several, `member` int32 [B, E], the place of the example in its group, 0 being the first.
+        in groups of several, `member` int32 [B, E], the place of the example in its group, 0 being the first; where
+        the data has domains, `domain/NAME` int32 [B, E] for each, 1 for its examples and 0 for others.
     """
 
     tokens: Array

@@ -5,7 +5,7 @@ import dataclasses
 import hashlib
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,7 +13,8 @@ import tokenizers
 from tqdm import tqdm
 
 from jaxsft.config import DataConfig, SourceConfig
-from jaxsft.data import classes
+from jaxsft.data import classes, dcot, mixture
+from jaxsft.data.batch import DOMAIN
 from jaxsft.data.cache import Entry, TokenCache, cache_folder, cached, hash_files
 from jaxsft.data.conversation import Conversation, parse
 from jaxsft.data.groups import Groups
@@ -89,10 +90,11 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, seed: int = 0) -> "Dataset
     if config.max_length < 2 * GROUPINGS[config.grouping].parts:
         raise UserError(f"config.data.max_length is {config.max_length}; a token and its target need at least 2.")
     classes.check(config)
+    mixture.check(config)
     sources = config.all_sources()
     opened = [open_source(source) for source in sources]
     caches = [_tokenised(source, s, config, tokenizer) for source, s in zip(sources, opened)]
-    return Dataset(config, caches, [source.weight for source in sources], seed)
+    return Dataset(config, caches, [source.weight for source in sources], seed, tokenizer.bos_id)
 
 
 class Grouping(NamedTuple):
@@ -106,6 +108,9 @@ class Grouping(NamedTuple):
       varies: whether epochs differ in their groups.
       parts: into how many equal parts a row is divided, of which an example fills one at most: the examples of a group
         must fit in one row, whichever they are.
+      read: (record, where, field map, data config) -> the conversations of a record of a form of its own, in place of
+        `parse` and `expand`; None where there is none.
+      notices: (data set, members) -> what users should know of the groups -> how many, as in `Report.notices`.
     """
 
     groups: Callable[["Dataset", np.ndarray, int], Groups]
@@ -113,11 +118,15 @@ class Grouping(NamedTuple):
     whole: bool = False
     varies: bool = True
     parts: int = 1
+    read: Callable[[Any, str, Mapping[str, str], DataConfig], list[Conversation]] | None = None
+    notices: Callable[["Dataset", np.ndarray], dict[str, int]] = lambda dataset, members: {}
 
 
 GROUPINGS: dict[str, Grouping] = {
     "example": Grouping(lambda dataset, members, epoch: Groups.single(members), varies=False),
     "preference": Grouping(pairs, sides, whole=True, varies=False, parts=2),
+    "domain": Grouping(mixture.chunks, notices=mixture.notices),
+    "dcot": Grouping(dcot.groups, read=dcot.read),
 }
 
 
@@ -128,6 +137,7 @@ class Dataset:
       config: what it was made from.
       lengths: int32 [examples], tokens.
       supervised: int32 [examples], how many of them have a loss weight.
+      first_targets: int32 [examples], place of the first of these.
       records: int64 [examples], which record each is of; windows of a long text share one.
       variants: int32 [examples], which of a record's conversations each is: of a preference pair 0 the preferred
         answer and 1 the rejected one.
@@ -135,15 +145,19 @@ class Dataset:
       fingerprint: of everything that decides the examples and their order.
       examples_fingerprint: of the examples alone, which is what scores belong to.
       sources, task_types: names that the extras `source` and `task_type` index.
+      domain_ids: int32 [examples], index into `config.mixture.domains`; empty without domains. Batches then hold
+        `domain/NAME` [B, E] for each: 1 for its examples, 0 for others.
     """
 
-    def __init__(self, config: DataConfig, caches: list[TokenCache], weights: list[float], seed: int):
+    def __init__(
+        self, config: DataConfig, caches: list[TokenCache], weights: list[float], seed: int, bos_id: int | None = None
+    ):
         """Applies the truncation policy to cached examples.
 
         Raises:
-          UserError: if too many are dropped, or none is left.
+          UserError: if too many are dropped, or none is left; and what the groups refuse.
         """
-        self._caches, self._seed, self.config = caches, seed, config
+        self._caches, self._seed, self.config, self._bos_id = caches, seed, config, bos_id
         self._scores: dict[str, Any] = {}
         parts = [_windows(cache, config) for cache in caches]
         self.sources = sorted({name for cache in caches for name in cache.source_names})
@@ -160,6 +174,8 @@ class Dataset:
         self.records = np.concatenate([first + c.records[p.records] for first, c, p in zip(firsts, caches, parts)])
         self.variants = np.concatenate([c.variants[p.records] for c, p in zip(caches, parts)]).astype(np.int32)
         self._scales, report_scales = self._class_scales()
+        firsts_of = [np.where(c.is_text[p.records], 1, c.firsts[p.records]) for c, p in zip(caches, parts)]
+        self.first_targets = np.concatenate(firsts_of).astype(np.int32)
         self._weights = weights
         if not any(weights):
             raise UserError("every source of the mixture has weight 0; give one a positive weight.")
@@ -170,9 +186,16 @@ class Dataset:
             [cache.fingerprint for cache in caches], config.max_length, config.truncation, *scaled, *spread
         )
         order = [] if config.grouping == "example" else [config.grouping, config.attention_unit]
+        if config.grouping == "domain":
+            order += [config.mixture.by, config.mixture.domains]
         self.fingerprint = _digest(self.examples_fingerprint, weights, seed, *order)
         self.report = self._report(parts, report_scales)
         _check_dropped(self.report, config, sum(len(cache.records) for cache in caches))
+        lowest = np.full(int(self.records[-1]) + 1, np.iinfo(np.int32).max)
+        np.minimum.at(lowest, self.records, self.variants)
+        self._first = self.variants == lowest[self.records]
+        self.domain_ids = mixture.domain_ids(self) if config.mixture.domains else np.zeros(0, np.int32)
+        self.report.notices.update(GROUPINGS[config.grouping].notices(self, self._members(0)))
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -218,6 +241,8 @@ class Dataset:
         extras = {"example_index": i, "source": int(self.source_ids[i])}
         if any(self.task_types):
             extras["task_type"] = int(self.task_type_ids[i])
+        for k, name in enumerate(self.config.mixture.domains):
+            extras[f"{DOMAIN}{name}"] = int(self.domain_ids[i] == k)
         return extras | {name: values[i] for name, values in self._scores.items()}
 
     def score(self, name: str, values: Any) -> None:
@@ -233,19 +258,30 @@ class Dataset:
 
     def epoch(self, epoch: int) -> Groups:
         """The groups of an epoch: those of a source of weight 2 twice, of 0.5 a random half."""
+        return GROUPINGS[self.config.grouping].groups(self, self._members(epoch), epoch)
+
+    def begins_with_bos(self, examples: np.ndarray) -> np.ndarray:
+        """bool, whether each of some examples begins with the tokenizer's BOS."""
+        found = np.zeros(examples.shape, bool)
+        for i, cache in enumerate(self._caches):
+            own = self._cache_of[examples] == i
+            found[own] = cache.ids[self._starts[examples[own]]] == self._bos_id
+        return found
+
+    def _members(self, epoch: int) -> np.ndarray:
+        """int64, the examples that sources and weights give an epoch, of each record its first variant."""
         chosen = []
-        first = self.variants == 0  # a record counts once, however many conversations it gives
         for i, (weight, begin, end) in enumerate(zip(self._weights, self._bounds, self._bounds[1:])):
-            own = begin + np.flatnonzero(first[begin:end])
+            own = begin + np.flatnonzero(self._first[begin:end])
             whole, count = int(weight), round((weight - int(weight)) * len(own))
             random = np.random.default_rng((self._seed, epoch, i))
             chosen += [own] * whole
             chosen.append(own[np.sort(random.choice(len(own), count, replace=False))])
-        return GROUPINGS[self.config.grouping].groups(self, np.concatenate(chosen).astype(np.int64), epoch)
+        return np.concatenate(chosen).astype(np.int64)
 
-    def random(self, epoch: int) -> np.random.Generator:
-        """Of the draws of an epoch's groups."""
-        return np.random.default_rng((self._seed, epoch, len(self._weights)))
+    def random(self, epoch: int, *which: int) -> np.random.Generator:
+        """Of the draws of an epoch's groups; several independent ones by `which`."""
+        return np.random.default_rng((self._seed, epoch, len(self._weights), *which))
 
     @property
     def epochs_vary(self) -> bool:
@@ -394,6 +430,10 @@ def _tokenised(config: SourceConfig, source: Source, data: DataConfig, tokenizer
         key["condition"] = data.condition
     if data.classes.condition:
         key["conditions"] = [data.classes.by, data.classes.condition]
+    if data.grouping == "dcot":
+        key["dcot"] = dataclasses.asdict(data.dcot)
+    if data.system or data.mixture.system:
+        key["system"] = [data.system, data.mixture.by, data.mixture.system]
     return cached(data.cache_dir, key, _examples(config, source, range(start, stop), data, template, tokenizer))
 
 
@@ -403,12 +443,14 @@ def _examples(
     records = source.records(rows.start, rows.stop)
     progress = tqdm(total=len(rows), desc=f"tokenising {source.name}", unit="record", delay=1.0, disable=None)
     renderer = Renderer(template, tokenizer, data.supervise)
-    expand = GROUPINGS[data.grouping].expand
     with progress:
         while chunk := list(itertools.islice(records, CHUNK)):
-            parsed = [(parse(record, where, config.fields), where) for record, where in chunk]
-            several = [(expand(conversation, where), where) for conversation, where in parsed]
-            pairs = [(conversation, where) for conversations, where in several for conversation in conversations]
+            several = [(_conversations(record, where, config, data), where) for record, where in chunk]
+            pairs = [
+                (mixture.add_system(conversation, data, source.name, where), where)
+                for conversations, where in several
+                for conversation in conversations
+            ]
             for conversation, where in pairs:
                 conversation.condition = classes.condition_of(conversation, source.name, data, where)
             variants = [variant for conversations, _ in several for variant in range(len(conversations))]
@@ -418,6 +460,13 @@ def _examples(
                 notice = _notice(conversation, example, tokenizer)
                 yield Entry(example, conversation.source or source.name, conversation.task_type, notice, variant)
             progress.update(len(chunk))
+
+
+def _conversations(record: Any, where: str, source: SourceConfig, data: DataConfig) -> list[Conversation]:
+    grouping = GROUPINGS[data.grouping]
+    if grouping.read is not None:
+        return grouping.read(record, where, source.fields, data)
+    return grouping.expand(parse(record, where, source.fields), where)
 
 
 def _notice(conversation: Conversation, example: Example, tokenizer: Tokenizer) -> str:

@@ -11,10 +11,12 @@ class Groups(NamedTuple):
     Attributes:
       members: int64 [N], examples, group after group; one may occur several times.
       starts: int64 [groups + 1], where each group begins among the members.
+      windows: int64 [N, 2], the first token of each member that is used, and one past the last; None: all of them.
     """
 
     members: np.ndarray
     starts: np.ndarray
+    windows: np.ndarray | None = None
 
     @classmethod
     def single(cls, members: np.ndarray) -> "Groups":
@@ -35,11 +37,18 @@ class Groups(NamedTuple):
         """int64 [groups], examples of each group."""
         return np.diff(self.starts)
 
-    def sums(self, values: np.ndarray) -> np.ndarray:
-        """int64 [groups], the sums over each group of numbers of examples, such as their lengths."""
-        ends = np.concatenate([[0], np.cumsum(values[self.members], dtype=np.int64)])
+    def tokens(self, lengths: np.ndarray) -> np.ndarray:
+        """int64 [N], tokens of each member, from the lengths of all examples."""
+        return lengths[self.members] if self.windows is None else self.windows[:, 1] - self.windows[:, 0]
+
+    def sums(self, lengths: np.ndarray) -> np.ndarray:
+        """int64 [groups], tokens of each group, from the lengths of all examples."""
+        ends = np.concatenate([[0], np.cumsum(self.tokens(lengths), dtype=np.int64)])
         return np.diff(ends[self.starts])
 
-    def group(self, g: int) -> np.ndarray:
-        """The examples of group g."""
-        return self.members[self.starts[g] : self.starts[g + 1]]
+    def group(self, g: int) -> list[tuple[int, slice]]:
+        """The members of group g: the example, and which tokens of it."""
+        places = range(self.starts[g], self.starts[g + 1])
+        if self.windows is None:
+            return [(int(self.members[i]), slice(None)) for i in places]
+        return [(int(self.members[i]), slice(*self.windows[i].tolist())) for i in places]

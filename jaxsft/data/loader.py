@@ -22,6 +22,7 @@ from jaxsft.data.packing import Plan, plan
 from jaxsft.errors import UserError
 
 THREADS, PREFETCH = 2, 4
+Group = list[tuple[int, slice]]  # see `jaxsft.data.groups.Groups.group`
 
 
 class Loader:
@@ -101,15 +102,15 @@ class Loader:
     def counts(self, step: int) -> dict[str, int]:
         """Tokens of the global batch of a step: `slots` it has, `real` ones in them, `supervised` ones among these."""
         rows = [self._row(step * self.batch_size + r) for r in range(self.batch_size)]
-        examples = np.concatenate([group for row in rows for group in row])
-        real, supervised = self._dataset.lengths[examples].sum(), self._dataset.supervised[examples].sum()
-        return {"slots": self.batch_size * self.row_length, "real": int(real), "supervised": int(supervised)}
+        counts = [self._count(*member) for row in rows for group in row for member in group]
+        real, supervised = (sum(column) for column in zip(*counts))
+        return {"slots": self.batch_size * self.row_length, "real": real, "supervised": supervised}
 
     @property
     def mean_unit_length(self) -> float:
         """Mean over tokens of the length of the attention unit that they sit in, in the first epoch."""
         groups, plan = self._epoch(0)
-        lengths = self._dataset.lengths[groups.members]
+        lengths = groups.tokens(self._dataset.lengths)
         if self._unit != "example":
             lengths = groups.sums(self._dataset.lengths)
         if self._unit == "row":
@@ -167,15 +168,22 @@ class Loader:
                 self._rows_before.append(self._rows_before[-1] + self.rows(len(self._rows_before) - 1))
             return self._rows_before[epoch]
 
-    def _row(self, row: int) -> list[np.ndarray]:
-        """The examples of each group of a row of the endless stream."""
+    def _count(self, example: int, window: slice) -> tuple[int, int]:
+        """Tokens of a member, and how many of them are targets with a loss weight."""
+        if window == slice(None):
+            return int(self._dataset.lengths[example]), int(self._dataset.supervised[example])
+        weights = self._dataset.example(example)[1][window]
+        return len(weights), int(np.count_nonzero(weights[1:]))
+
+    def _row(self, row: int) -> list[Group]:
+        """The groups of a row of the endless stream."""
         epoch = 0 if self._dataset.epochs_vary else row // self.rows(0)
         while self._start_of(epoch + 1) <= row:
             epoch += 1
         groups, plan = self._epoch(epoch)
         return [groups.group(g) for g in plan.row(row - self._start_of(epoch))]
 
-    def _assemble(self, rows: list[list[np.ndarray]]) -> Batch:
+    def _assemble(self, rows: list[list[Group]]) -> Batch:
         """Writes the groups of each row into arrays; see `Batch` for their meaning."""
         shape, slots = (len(rows), self.row_length), (len(rows), self.num_slots)
         ints = {
@@ -188,10 +196,11 @@ class Loader:
         for b, row in enumerate(rows):
             at, slot, unit, begin = 0, 0, 0, 0
             for group in row:
-                for member, example in enumerate(group):
+                for member, (example, window) in enumerate(group):
                     if self._unit == "example" or slot == 0 or (self._unit == "group" and member == 0):
                         unit, begin = unit + 1, at
                     ids, loss_weights, fields = self._dataset.example(example)
+                    ids, loss_weights = ids[window], loss_weights[window]
                     here, inputs = slice(at, at + len(ids)), slice(at, at + len(ids) - 1)
                     ints["tokens"][b, here] = ids
                     ints["targets"][b, inputs] = ids[1:]
@@ -203,7 +212,7 @@ class Loader:
                         fields = fields | {"member": member}
                     for name, value in fields.items():
                         if np.ndim(value):
-                            extras[name][b, inputs] = value[1:]
+                            extras[name][b, inputs] = value[window][1:]
                         else:
                             extras[name][b, slot] = value
                     at, slot = at + len(ids), slot + 1

@@ -75,6 +75,16 @@ PLAIN = """\
 {%- endfor %}
 {%- if add_generation_prompt %}{{ '### Response:\\n' }}{% endif %}"""
 
+RAW = """\
+{{- bos_token }}
+{%- for message in messages %}
+    {%- if message.role == 'assistant' %}
+        {%- generation %}{{ message.content + eos_token }}{% endgeneration %}
+    {%- else %}
+        {{- message.content }}
+    {%- endif %}
+{%- endfor %}"""
+
 ALPACA_SYSTEM = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request."
 )
@@ -109,8 +119,8 @@ END_OF_TURN = "<|end_of_turn|>"
 
 SEPARATOR = chr(0x100001)  # what `piece` writes while rendering
 GENERATION_TAG = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
-BUILT_IN = {"chatml": CHATML, "llama2": LLAMA2, "alpaca": ALPACA, "plain": PLAIN, "openchat": OPENCHAT}
-NEEDS_EOS = ("llama2", "alpaca", "plain")
+BUILT_IN = {"chatml": CHATML, "llama2": LLAMA2, "alpaca": ALPACA, "plain": PLAIN, "raw": RAW, "openchat": OPENCHAT}
+NEEDS_EOS = ("llama2", "alpaca", "plain", "raw")
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 

@@ -20,7 +20,7 @@ from etils import epath
 from tqdm import tqdm
 
 from jaxsft.adapters.method import Maintenance, Parts
-from jaxsft.config import TrainConfig
+from jaxsft.config import MixtureConfig, TrainConfig
 from jaxsft.data.classes import for_held_out, inference_condition
 from jaxsft.data.dataset import Dataset, prepare
 from jaxsft.data.loader import Loader
@@ -131,8 +131,9 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
             condition=condition,
             classes=classes,
             weighting=weighting,
-            grouping="example",
+            grouping="dcot" if config.data.grouping == "dcot" else "example",
             attention_unit="example",
+            mixture=MixtureConfig(),  # held-out conversations are asked with the default prompt
         )
         held_out_set = prepare(data, tokenizer, config.seed)
         _say(held_out_set.report)

@@ -170,7 +170,7 @@ def test_preference_pairs_train_on_the_preferred_answer(make, tokenizer):
 def test_groups():
     lengths = np.array([5, 6, 7, 8])
     groups = Groups.of(np.array([3, 1, 2, 0]), np.array([3, 1]))
-    assert [groups.group(g).tolist() for g in range(groups.count)] == [[3, 1, 2], [0]]
+    assert [[example for example, _ in groups.group(g)] for g in range(groups.count)] == [[3, 1, 2], [0]]
     assert groups.sizes().tolist() == [3, 1]
     assert groups.sums(lengths).tolist() == [21, 5]
     assert Groups.single(np.array([2, 2, 0])).sums(lengths).tolist() == [7, 7, 5]

@@ -20,6 +20,7 @@ GOLDEN = {
     "llama2": "<s>[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nHi [/INST] Hello </s><s>[INST] Bye [/INST] So long </s>",
     "plain": "<s>Be brief.\n\n### Instruction:\nHi\n\n### Response:\nHello</s>\n\n### Instruction:\nBye\n\n###"
     " Response:\nSo long</s>",
+    "raw": "<s>Be brief.HiHello</s>ByeSo long</s>",
 }
 GOLDEN["alpaca"] = GOLDEN["plain"]
 GOLDEN["openchat"] = (
