@@ -7,7 +7,8 @@ With p the model, q the reference, y_{i,t} the supervised tokens of example i an
     kl_per_token        = sum_{i,t} w KL(q(. | context) || p(. | context)) / sum_{i,t} w
 
 The deviation is a mean over examples of their own means, and not a divergence: it can be near zero or negative while
-the model moves elsewhere. KL(q || p) sees the whole distribution, is never negative, and zero only where nothing moved.
+the model moves elsewhere. KL(q || p) sees the whole distribution, is never negative, and zero only where nothing moved;
+it needs both models at once, so it is missing where the reference has only left its log-likelihoods (`Kept`).
 """
 
 import functools
@@ -22,7 +23,7 @@ import numpy as np
 from jaxsft.config import TaskConfig
 from jaxsft.data.batch import Batch
 from jaxsft.errors import UserError
-from jaxsft.evaluation.perplexity import by_source
+from jaxsft.evaluation.perplexity import by_source, make_nll
 from jaxsft.evaluation.rows import batches as rows
 from jaxsft.evaluation.rows import read_examples
 from jaxsft.evaluation.scoring import Sums, example_sums, hidden_states, replicate
@@ -91,6 +92,46 @@ def summarize(sums: dict[str, np.ndarray]) -> dict[str, float]:
         "tokens": int(sums["tokens"].sum()),
         "examples": examples,
     }
+
+
+class Kept:
+    """How far a model moved from one that is gone, whose log-likelihood of each example was kept.
+
+    Attributes:
+      task: `deviation`, `log_ratio_per_token`, `tokens`, `examples`, and `by_source` where there are several.
+      fingerprint: of the examples.
+    """
+
+    def __init__(self, config: TaskConfig, subject: Subject):
+        """Reads and tokenises the data that `config` names."""
+        self._config, self._mesh = config, subject.mesh
+        self._dataset = read_examples(config.data, subject.tokenizer, subject.decoder.arch)
+        self._nll, self._kept = make_nll(subject.decoder), np.zeros(len(self._dataset))
+        self.fingerprint = self._dataset.examples_fingerprint
+        name, report = config.name or config.task, str(self._dataset.report)
+        self.task = Task(name, report, self._dataset.fingerprint, self._measure)
+
+    def score(self, params: Any, adapters: Any) -> np.ndarray:
+        """float64 [examples], a model's weighted negative log-likelihood of each."""
+        return self._sums(params, adapters)["nll_sum"]
+
+    def keep(self, nll: np.ndarray) -> None:
+        """Takes what `score` said of the reference."""
+        self._kept = np.asarray(nll, np.float64)
+
+    def _sums(self, params: Any, adapters: Any) -> dict[str, np.ndarray]:
+        score = functools.partial(self._nll, params, adapters)
+        batches = rows(self._dataset, self._config.data, self._config.batch_size, self._mesh, self.task.name)
+        return example_sums(score, batches, self._mesh)
+
+    def _measure(self, params: Any, adapters: Any) -> Result:
+        sums = self._sums(params, adapters)
+        sums |= {"log_ratio_sum": self._kept - sums["nll_sum"], "kl_sum": np.zeros(len(self._kept))}
+
+        def figures(part: dict[str, np.ndarray]) -> dict[str, float]:
+            return {name: value for name, value in summarize(part).items() if name != "kl_per_token"}
+
+        return Result(figures(sums) | by_source(sums, self._dataset, figures), [])
 
 
 def prepare(config: TaskConfig, subject: Subject, reference: Any | None) -> Task:

@@ -55,6 +55,13 @@ def prepare(
     return _checked(PREPARE[config.task](config, subject))
 
 
+def prepare_kept(config: TaskConfig, subject: Subject, template: str, condition: str) -> tuple[Task, deviation.Kept]:
+    """A deviation from the model that is given to `Kept.score` first; arguments as for `prepare`."""
+    config = dataclasses.replace(config, data=as_trained(config.data, template, condition))
+    kept = deviation.Kept(config, subject)
+    return _checked(kept.task), kept
+
+
 def as_trained(data: DataConfig, template: str, condition: str) -> DataConfig:
     """The data as a model is asked about it: what `template` and `condition` "auto" stand for.
 

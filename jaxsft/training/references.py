@@ -1,4 +1,4 @@
-"""Which frozen models a run is compared with, and their log-probabilities of its data, scored before the first step."""
+"""Which frozen models a run is compared with, and what they say of its data, asked before the first step."""
 
 from typing import Any
 
@@ -11,12 +11,13 @@ from jaxsft.config import TrainConfig
 from jaxsft.data.dataset import Dataset
 from jaxsft.data.loader import Loader
 from jaxsft.errors import UserError
+from jaxsft.evaluation.deviation import Kept
 from jaxsft.models.checkpoint import fingerprint, resolve
 from jaxsft.models.decoder import Decoder
 from jaxsft.objectives.objective import Objective
 from jaxsft.objectives.reference import PREFIX
 from jaxsft.scoring.reference import score_log_probs
-from jaxsft.scoring.table import read_scores
+from jaxsft.scoring.table import read_scores, write_scores
 from jaxsft.training.restore import is_workdir, open_model, weights_fingerprint
 
 START = "start"  # in `config.reference.models`: the model that the run starts from
@@ -50,6 +51,7 @@ class References:
                 )
             if wanted.models not in ((), (START,)):
                 raise UserError("config.reference.online asks the base under the adapter; leave models empty.")
+        self._watched: list[Kept] = []
         named = wanted.models or ((START,) if objective.needs_reference else ())
         self.models = () if wanted.online else named
         if self.models and config.data.attention_unit != "example":
@@ -69,17 +71,32 @@ class References:
         for name, _ in self._named():
             dataset.score(name, np.zeros(len(dataset), np.float32))
 
+    def watch(self, kept: Kept) -> None:
+        """Takes an evaluation set on which the distance from the start is to be measured while training.
+
+        Raises:
+          UserError: if the run starts from random weights.
+        """
+        if self._config.model.init == "random":
+            raise UserError(
+                f"the task {kept.task.name!r} is a deviation, but config.model.init is 'random': there is no model to "
+                "deviate from; leave the task out."
+            )
+        self._watched.append(kept)
+
     def recall(self, dataset: Dataset) -> bool:
         """Reads the scores of a run that goes on; False if some are still to be made."""
-        tables = [(name, self._path(name)) for name, _ in self._named()]
-        if not all(path.exists() for _, path in tables):
+        names = [name for name, _ in self._named()] + [kept.task.name for kept in self._watched]
+        if not all(self._path(name).exists() for name in names):
             return False
-        for (name, path), model in zip(tables, self.models):
-            dataset.score(name, read_scores(path, self._key(dataset, model))[1]["log_prob"])
+        for name, model in self._named():
+            dataset.score(name, read_scores(self._path(name), self._key(dataset, model))[1]["log_prob"])
+        for kept in self._watched:
+            kept.keep(read_scores(self._path(kept.task.name), self._start_key(kept))[1]["nll"])
         return True
 
     def score(self, dataset: Dataset, loader: Loader, decoder: Decoder, mesh: Mesh, base: Any) -> None:
-        """Scores the data with every reference, one after the other.
+        """Scores the data with every reference, one after the other; and evaluation sets with the start.
 
         Args:
           dataset: the training data, whose examples get the scores.
@@ -89,6 +106,11 @@ class References:
           base: the parameters that the run starts from.
         """
         rows = self._config.batch_size // self._config.accumulate
+        for kept in self._watched:
+            nll = kept.score(base, None).astype(np.float32)  # as the table holds it
+            kept.keep(nll)
+            if jax.process_index() == 0:
+                write_scores(self._path(kept.task.name), self._start_key(kept), np.arange(len(nll)), {"nll": nll})
         for name, model in self._named():
             run, weights = decoder, (base, None)
             if model != START:
@@ -117,6 +139,9 @@ class References:
 
     def _key(self, dataset: Dataset, model: str) -> dict[str, str]:
         return {"examples": dataset.examples_fingerprint, "model": self._fingerprint(model)}
+
+    def _start_key(self, kept: Kept) -> dict[str, str]:
+        return {"examples": kept.fingerprint, "model": self._fingerprint(START)}
 
     def _fingerprint(self, model: str) -> str:
         path = self._config.model.path if model == START else model

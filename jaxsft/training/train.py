@@ -147,7 +147,7 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
         )
 
     program = build(config, arch, mesh, steps, loader.shapes())
-    tasks = _prepare_tasks(config, program, tokenizer, path)
+    tasks = _prepare_tasks(config, program, tokenizer, path, references)
     fingerprints |= {f"{task.name}_data": task.fingerprint for task in tasks}
     folder.record(type(config).__name__, to_dict(config), fingerprints)  # now that nothing is left to refuse
     trained, frozen = parameter_count(program.state.params), parameter_count(program.frozen)
@@ -168,19 +168,22 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
     return Run(config, program, compiled, dataset, loader, references, held_out, tasks, path, steps, flops)
 
 
-def _prepare_tasks(config: TrainConfig, program: Program, tokenizer: Tokenizer, path: epath.Path) -> list[Task]:
+def _prepare_tasks(
+    config: TrainConfig, program: Program, tokenizer: Tokenizer, path: epath.Path, references: References
+) -> list[Task]:
     """What is measured besides the held-out loss, ready to be asked as often as evaluations come."""
     adapted = not program.method.trains_base
     subject = Subject(program.decoder, tokenizer, path, program.mesh, adapted)
+    condition = inference_condition(config.data)
     tasks = []
-    for i, task in enumerate(config.eval.tasks):
+    for task in config.eval.tasks:
         if task.task == "deviation" and not adapted:
-            raise UserError(
-                f"config.eval.tasks[{i}] is a deviation, which during training is that from the base under an adapter; "
-                "this run trains the whole model, so measure it afterwards with scripts/evaluate.py."
-            )
-        tasks.append(registry.prepare(task, subject, config.data.template, condition=inference_condition(config.data)))
-        _say(f"{task.name}: {tasks[-1].report}")
+            prepared, kept = registry.prepare_kept(task, subject, config.data.template, condition)
+            references.watch(kept)
+        else:
+            prepared = registry.prepare(task, subject, config.data.template, condition=condition)
+        tasks.append(prepared)
+        _say(f"{task.name}: {prepared.report}")
     return tasks
 
 

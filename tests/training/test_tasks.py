@@ -53,7 +53,7 @@ def config_of(kind, model_folder, data_file, questions, cache):
     config.optimizer = OptimizerConfig(learning_rate=1e-2, ema=0.5)
     config.checkpoint, config.log.tensorboard = CheckpointConfig(every=2, keep_latest=9), False
     names = {"facts": "generation", "cloze": "multiple_choice", "likelihood": "perplexity"}
-    names |= {"drift": "deviation"} if kind == "lora" else {}
+    names |= {"drift": "deviation"}
     tasks = [TaskConfig(name, task, data(questions), batch_size=8) for name, task in names.items()]
     config.eval = EvalConfig(tasks=tasks, every=2)
     return config
@@ -68,13 +68,13 @@ def test_lines_summary_and_resume(model_folder, data_file, questions, tmp_path, 
     found = [line for line in lines(whole) if line["split"] != "train"]
     names = [task.name for task in config.eval.tasks]
     assert [(line["step"], line["split"]) for line in found] == [(step, n) for step in (0, 2, 4, 6) for n in names]
-    facts, cloze, likelihood, *drift = ([line for line in found if line["split"] == name] for name in names)
+    facts, cloze, likelihood, drift = ([line for line in found if line["split"] == name] for name in names)
     assert {"exact_match", "standard_error", "questions", "ended", "watched", "cut"} <= facts[0].keys()
     assert not any(name.startswith("by_") for name in facts[0].keys() | cloze[0].keys())
     assert all(line["questions"] == 12 for line in facts + cloze)
     assert likelihood[-1]["nll_per_token"] < likelihood[0]["nll_per_token"]
-    if kind == "lora":
-        (drift,) = drift
+    assert drift[0]["deviation"] == 0 != drift[-1]["deviation"]
+    if kind == "lora":  # the base is there to be asked; under full fine-tuning its log-likelihoods alone were kept
         assert drift[0]["kl_per_token"] == 0 < drift[-1]["kl_per_token"]
     summary = json.loads((whole / "summary.json").read_text())
     assert summary["facts_exact_match"] == facts[-1]["exact_match"]
@@ -105,6 +105,7 @@ def test_a_workdir_is_measured_as_the_loop_measured_it(model_folder, data_file, 
     assert tasks["likelihood"]["nll_per_token"] == pytest.approx(last["likelihood"]["nll_per_token"], rel=1e-5)
     assert tasks["answers"]["exact_match"] == last["facts"]["exact_match"]
     assert tasks["drift"]["kl_per_token"] > 0
+    assert tasks["drift"]["deviation"] == pytest.approx(last["drift"]["deviation"], rel=1e-4)
     assert len((workdir / "evaluation.jsonl").read_text().splitlines()) == 12
 
 
@@ -179,8 +180,9 @@ def test_a_second_evaluation_compiles_and_reads_nothing(model_folder, questions,
 
 
 def test_refusals(model_folder, data_file, questions, tmp_path):
-    def refuse(task, message):
+    def refuse(task, message, init="pretrained"):
         config = TrainConfig(steps=2, batch_size=8, eval=EvalConfig(tasks=[task]))
+        config.model.init = init
         config.model.path, config.data = str(model_folder), DataConfig(str(data_file), template="plain")
         config.data.cache_dir = str(tmp_path / "cache")
         with pytest.raises(UserError, match=message):
@@ -188,5 +190,5 @@ def test_refusals(model_folder, data_file, questions, tmp_path):
         assert not (tmp_path / "run" / "config.json").exists()
 
     data = DataConfig(str(questions), cache_dir=str(tmp_path / "cache"))
-    refuse(TaskConfig("drift", "deviation", data), r"config\.eval\.tasks\[0\] is a deviation")
+    refuse(TaskConfig("drift", "deviation", data), "no model to deviate from", init="random")
     refuse(TaskConfig("facts", "generation", DataConfig(str(tmp_path / "nowhere.jsonl"))), "no file or folder")
