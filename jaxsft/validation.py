@@ -7,7 +7,7 @@ import types
 import typing
 from typing import Any
 
-from jaxsft.config import TaskConfig
+from jaxsft.config import TaskConfig, TrainConfig
 from jaxsft.errors import UserError
 
 CHOICES = {
@@ -85,6 +85,17 @@ def validate(config: Any, where: str = "config") -> None:
                 if dataclasses.is_dataclass(item):
                     validate(item, f"{path}[{i}]")
             _check_names([item for item in value if isinstance(item, TaskConfig)], path)
+    if isinstance(config, TrainConfig):
+        _check_class_weights(config)
+
+
+def _check_class_weights(config: TrainConfig) -> None:
+    classes = config.data.classes
+    if config.objective.reduction == "example_mean" and (classes.weight or classes.reward or classes.balanced):
+        raise UserError(
+            "config.objective.reduction 'example_mean' gives all examples the same weight, so those of "
+            "config.data.classes would have no effect; use 'token_mean', with config.data.weighting 'example'."
+        )
 
 
 def _check_names(tasks: list[TaskConfig], path: str) -> None:

@@ -56,25 +56,19 @@ def check(data: DataConfig) -> None:
     for name, reward in classes.reward.items():
         if not math.isfinite(reward):
             raise UserError(f"{WHERE}.reward of {name!r} is {reward}; it must be a number.")
+    if classes.condition and not classes.inference and data.condition == AUTO:
+        raise UserError(
+            f"{WHERE}.condition is set, but not {WHERE}.inference, the class whose condition is used when the model is "
+            f"asked; name one of {_names(classes)}."
+        )
     if classes.inference and classes.inference not in classes.condition:
         hint = did_you_mean(classes.inference, classes.condition) or f"; add it, or name one of {_names(classes)}."
         raise UserError(f"{WHERE}.inference is {classes.inference!r}, which {WHERE}.condition does not name{hint}")
 
 
 def inference_condition(data: DataConfig) -> str:
-    """The condition with which a model that was trained on `data` is asked; "auto" for none.
-
-    Raises:
-      UserError: if there are conditions, but none is named.
-    """
-    if not data.classes.condition:
-        return data.condition
-    if not data.classes.inference:
-        raise UserError(
-            f"{WHERE}.condition is set, but not {WHERE}.inference, the class whose condition is used when the model is "
-            f"asked; name one of {_names(data.classes)}."
-        )
-    return data.classes.condition[data.classes.inference]
+    """The condition with which a model that was trained on `data` is asked; "auto" for none."""
+    return data.classes.condition[data.classes.inference] if data.classes.inference else data.condition
 
 
 def for_held_out(data: DataConfig) -> tuple[ClassesConfig, str, str]:
@@ -120,22 +114,25 @@ def class_weights(classes: ClassesConfig, names: Sequence[str], counts: Sequence
       counts: how many examples each has that are not dropped.
 
     Returns:
-      float64 [classes]; 1 where the config has neither weights nor rewards and is not `balanced`.
+      float64 [classes]; 0 for a class without examples. All are 1 where the config has neither weights nor rewards and
+      is not `balanced`.
 
     Raises:
       UserError: for a class of the data that the config does not know, and the other way round.
     """
     given: Mapping[str, float] = classes.weight or classes.reward
     _check_known(classes, given, names)
+    if not given and not classes.balanced:
+        return np.ones(len(names))
     held = np.array(counts) > 0
     if classes.reward:
-        best = max(classes.reward[name] for name, there in zip(names, held) if there)
+        best = max((classes.reward[name] for name, there in zip(names, held) if there), default=0.0)
         weights = np.array([math.exp(min(0.0, classes.reward[name] - best) / classes.beta) for name in names])
     else:
-        weights = np.array([classes.weight.get(name, 1.0) for name in names], np.float64)
+        weights = np.array([classes.weight.get(name, 1.0) for name in names])
     if classes.balanced:
         weights = weights * (sum(counts) / np.maximum(counts, 1))
-    weights[~held] = 0.0
+    weights = np.where(held, weights, 0.0)
     return weights / weights.max() if weights.any() else weights
 
 

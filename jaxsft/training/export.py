@@ -12,12 +12,21 @@ from jax.sharding import Mesh
 
 from jaxsft.adapters.lora import LoRA
 from jaxsft.adapters.peft import save_peft
-from jaxsft.data.templates import load_template
+from jaxsft.data.conversation import Message
+from jaxsft.data.templates import Template, load_template
+from jaxsft.data.tokenizer import Tokenizer
+from jaxsft.decoding.prompts import Prompter
 from jaxsft.errors import UserError
 from jaxsft.files import check_new_folder, new_folder
 from jaxsft.models.checkpoint import copy_companions, save_hf
 
 PROBE = "The quick brown fox jumps over the lazy dog. 0 1 2 3 4 5 6 7 8 9 {x: [y, z]} Ünïcödé"
+
+CHAT = [
+    {"role": "user", "content": "Hello, are you there?"},
+    {"role": "assistant", "content": "Yes.\n\nI am."},
+    {"role": "user", "content": "good, é"},
+]
 
 
 def export_hf(model: Any, path: epath.PathLike, mesh: Mesh, dtype: str | None = None) -> str:
@@ -44,8 +53,9 @@ def export_hf(model: Any, path: epath.PathLike, mesh: Mesh, dtype: str | None = 
         change = logit_change(model, merged, dtype)
     with new_folder(path) as folder:
         save_hf(folder, model.decoder, merged, dtype, tokenizer_from=model.source)
-        _write_template(model, folder)
-    return f"{path}: {dtype.name} checkpoint; the largest change of a logit by merging and rounding is {change:.2g}"
+        note = _write_template(model, folder)
+    line = f"{path}: {dtype.name} checkpoint; the largest change of a logit by merging and rounding is {change:.2g}"
+    return line + note
 
 
 def export_peft(model: Any, path: epath.PathLike) -> str:
@@ -62,9 +72,9 @@ def export_peft(model: Any, path: epath.PathLike) -> str:
         raise UserError("the model is not a LoRA run, so there is no adapter to write; use --format=hf.")
     with new_folder(path) as folder:
         copy_companions(model.source, folder)
-        _write_template(model, folder)
+        note = _write_template(model, folder)
         save_peft(folder, model.decoder.arch, model.adapter_params, model.method.config, str(model.source))
-    return f"{path}: LoRA adapter of rank {model.method.config.rank} for {model.source}"
+    return f"{path}: LoRA adapter of rank {model.method.config.rank} for {model.source}{note}"
 
 
 def source_dtype(model: Any) -> str:
@@ -88,7 +98,52 @@ def logit_change(model: Any, merged: Any, dtype: Any) -> float:
     return float(np.abs(np.asarray(before, np.float64) - np.asarray(after, np.float64)).max())
 
 
-def _write_template(model: Any, folder: epath.Path) -> None:
-    """The chat template that the run trained with, so that whoever loads the folder prompts as it learnt."""
-    if model.template != "auto":
-        (folder / "chat_template.jinja").write_text(load_template(model.template, model.tokenizer).source)
+def standalone(template: Template, tokenizer: Tokenizer) -> tuple[str, bool]:
+    """A chat template as Jinja text that needs nothing of this library.
+
+    What only this library defines, such as the condition, gets its value as a default in the text. transformers
+    tokenises a conversation as a whole; for a template that is by piece, the blank or the nothing between two texts
+    with which that gives the same ids is found by trying. A byte-level tokenizer may still join a colon with
+    punctuation that a message begins with.
+
+    Args:
+      template: with its condition.
+      tokenizer: the model's.
+
+    Returns:
+      The text, and whether transformers prompts with it by the same ids, on a probe.
+    """
+    own = {name: value for name, value in template.variables.items() if name not in tokenizer.variables}
+    if not template.by_piece:
+        return _with_defaults(template, own), True
+    prompt = Prompter(tokenizer, template, (), "").encode([Message(**turn) for turn in CHAT])
+    sources = [_with_defaults(template, {**own, "piece": piece}) for piece in (" ", "")]
+    same = [source for source in sources if _ids(tokenizer, source) == prompt]
+    return (same or sources)[0], bool(same)
+
+
+def _with_defaults(template: Template, values: dict[str, str]) -> str:
+    """The template's text, behind lines that give its variables these values where they have none."""
+    quoted = {name: json.dumps(value, ensure_ascii=False) for name, value in values.items() if name in template.reads}
+    return "".join(f"{{%- set {n} = {n} | default({value}) %}}\n" for n, value in quoted.items()) + template.source
+
+
+def _ids(tokenizer: Tokenizer, source: str) -> list[int]:
+    """How transformers prompts with a chat template."""
+    return tokenizer.hf.apply_chat_template(CHAT, chat_template=source, add_generation_prompt=True, return_dict=False)
+
+
+def _write_template(model: Any, folder: epath.Path) -> str:
+    """The chat template that the run trained with, so that whoever loads the folder prompts as it learnt.
+
+    Returns:
+      What is to be known of it, "" for nothing.
+    """
+    if model.template == model.condition == "auto":
+        return ""
+    template = load_template(model.template, model.tokenizer, model.condition)
+    source, same = standalone(template, model.tokenizer)
+    (folder / "chat_template.jinja").write_text(source)
+    if same:
+        return ""
+    return "; note: transformers tokenises the chat template to other ids than the model was trained with"
