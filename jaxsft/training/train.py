@@ -20,7 +20,7 @@ from etils import epath
 from tqdm import tqdm
 
 from jaxsft.adapters.method import Maintenance, Parts
-from jaxsft.config import MixtureConfig, TrainConfig
+from jaxsft.config import DataConfig, MixtureConfig, TrainConfig
 from jaxsft.data.classes import for_held_out, inference_condition
 from jaxsft.data.dataset import Dataset, prepare
 from jaxsft.data.loader import Loader
@@ -121,20 +121,7 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
     held_out, fingerprints = None, {"data": dataset.fingerprint, "model": fingerprint(path)}
     fingerprints |= references.fingerprints()
     if config.eval.path:
-        classes, condition, weighting = for_held_out(config.data)
-        data = dataclasses.replace(
-            config.data,
-            path=config.eval.path,
-            rows=config.eval.rows,
-            fields=config.eval.fields,
-            sources=[],
-            condition=condition,
-            classes=classes,
-            weighting=weighting,
-            grouping="dcot" if config.data.grouping == "dcot" else "example",
-            attention_unit="example",
-            mixture=MixtureConfig(),  # held-out conversations are asked with the default prompt
-        )
+        data = held_out_data(config)
         held_out_set = prepare(data, tokenizer, config.seed)
         _say(held_out_set.report)
         held_out_set.check_vocabulary(arch.vocab_size)
@@ -166,6 +153,24 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
     share = trained / (trained + frozen) if frozen else 1.0
     flops = flops_per_token(arch, loader.mean_unit_length, share if program.method.trains_base else 0.0)
     return Run(config, program, compiled, dataset, loader, references, held_out, tasks, path, steps, flops)
+
+
+def held_out_data(config: TrainConfig) -> DataConfig:
+    """The data of the held-out loss: each example by itself, and asked with the default prompt."""
+    classes, condition, weighting = for_held_out(config.data)
+    return dataclasses.replace(
+        config.data,
+        path=config.eval.path,
+        rows=config.eval.rows,
+        fields=config.eval.fields,
+        sources=[],
+        condition=condition,
+        classes=classes,
+        weighting=weighting,
+        grouping="dcot" if config.data.grouping == "dcot" else "example",  # records of a form of its own
+        attention_unit="example",
+        mixture=MixtureConfig(),
+    )
 
 
 def _prepare_tasks(
