@@ -1,24 +1,27 @@
 """Speed and memory of the training step on random weights and data, as ratios that can be compared within one run.
 
-    python scripts/benchmark.py --shapes=tiny --methods=full,lora
+    python scripts/benchmark.py --shapes=tiny --methods=full,lora --objectives=sft,minor_sft
 
-prints one line for each shape and method: tokens per second (slots), seconds a step, compile time, peak memory.
+prints one line for each shape, method and objective: tokens per second (slots), seconds a step, compile time, peak
+memory; and of every objective but the first, the time relative to the first. The objectives of a method take turns, step
+by step, so that what else the machine does hits all alike; the ratio is the median over pairs of steps.
 """
 
 import dataclasses
 import time
+from typing import Any
 
 import jax
 import numpy as np
 from absl import flags
 
 from jaxsft import cli
-from jaxsft.config import TrainConfig
+from jaxsft.config import ObjectiveConfig, TrainConfig
 from jaxsft.data.batch import Batch
 from jaxsft.errors import UserError
 from jaxsft.models.architecture import Architecture
 from jaxsft.sharding import data_shards, make_mesh
-from jaxsft.training.program import Program, build
+from jaxsft.training.program import build
 from jaxsft.training.throughput import flops_per_token, peak_flops
 from jaxsft.validation import did_you_mean
 
@@ -58,9 +61,11 @@ SHAPES = {
     "8b": Shape(4096, 14336, 32, 32, 8, 128256, 8, 4096),
 }
 METHODS = {"full": "none", "lora": "lora"}
+OBJECTIVES: dict[str, dict[str, Any]] = {"sft": {}, "minor_sft": {"beta": 0.1}}
 
 SHAPE_NAMES = flags.DEFINE_list("shapes", ["tiny"], f"Of {', '.join(SHAPES)}.")
 METHOD_NAMES = flags.DEFINE_list("methods", list(METHODS), f"Of {', '.join(METHODS)}.")
+OBJECTIVE_NAMES = flags.DEFINE_list("objectives", ["sft"], f"Of {', '.join(OBJECTIVES)}.")
 STEPS = flags.DEFINE_integer("steps", 10, "Timed steps, after two that warm up.")
 REMAT = flags.DEFINE_string("remat", "block", "See ModelConfig.remat.")
 FSDP = flags.DEFINE_integer("fsdp", -1, "See MeshConfig.fsdp.")
@@ -68,51 +73,74 @@ TENSOR = flags.DEFINE_integer("tensor", 1, "See MeshConfig.tensor.")
 
 
 def main() -> str:
-    print(f"{'shape':8} {'method':6} {'tokens/s':>10} {'s/step':>9} {'compile s':>9} {'peak GiB':>9} {'MFU':>6}")
+    print(
+        f"{'shape':8} {'method':6} {'objective':10} {'tokens/s':>10} {'s/step':>9} {'compile s':>9} {'peak GiB':>9} "
+        f"{'MFU':>6}"
+    )
+    objectives = _known(OBJECTIVE_NAMES.value, OBJECTIVES, "--objectives")
     for shape in _known(SHAPE_NAMES.value, SHAPES, "--shapes"):
         for method in _known(METHOD_NAMES.value, METHODS, "--methods"):
-            print(measure(shape, method), flush=True)
+            print(measure(shape, method, objectives), flush=True)
     device = jax.devices()[0]
     return f"{STEPS.value} timed steps each on {jax.device_count()} x {device.device_kind}"
 
 
-def measure(name: str, method: str) -> str:
-    """One line of the table."""
-    shape, config = SHAPES[name], TrainConfig()
-    config.adapter.kind, config.model.remat = METHODS[method], REMAT.value
-    config.mesh.fsdp, config.mesh.tensor = FSDP.value, TENSOR.value
-    mesh = make_mesh(config.mesh)
-    config.batch_size = max(shape.rows, data_shards(mesh))
-    batch = random_batch(shape, config.batch_size)
-    program = build(config, shape.architecture(), mesh, 100, batch)
-    began = time.perf_counter()
-    compiled = program.compile()
-    compiling = time.perf_counter() - began
-    seconds = seconds_per_step(program, compiled, batch)
-    tokens = config.batch_size * shape.length
-    memory = compiled.memory_analysis()
-    # As planned by the compiler: what the device reports is the peak of all lines so far.
-    peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
-    peak = (peak - memory.alias_size_in_bytes) / 2**30
-    flops, best = (
-        flops_per_token(shape.architecture(), shape.length, float(method == "full")),
-        peak_flops(jax.devices()[0]),
-    )
-    mfu = f"{tokens * flops / seconds / best / mesh.size:6.1%}" if best else "     -"
-    return f"{name:8} {method:6} {tokens / seconds:10.0f} {seconds:9.4f} {compiling:9.1f} {peak:9.3f} {mfu}"
+class Contestant:
+    """An objective's compiled step, its state, and the times of its steps.
 
+    Attributes:
+      compiling: seconds.
+      peak: GiB a device, as planned by the compiler: what the device reports is the peak of all so far.
+    """
 
-def seconds_per_step(program: Program, compiled: object, batch: Batch) -> float:
-    """The median over timed steps."""
-    state, frozen = program.initial(program.random_base())
-    batch = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), batch, program.batch)
-    times = []
-    for _ in range(STEPS.value + 2):
+    def __init__(self, shape: Shape, method: str, objective: str):
+        config = TrainConfig()
+        config.adapter.kind, config.model.remat = METHODS[method], REMAT.value
+        config.objective = ObjectiveConfig(objective, **OBJECTIVES[objective])
+        config.mesh.fsdp, config.mesh.tensor = FSDP.value, TENSOR.value
+        mesh = make_mesh(config.mesh)
+        config.batch_size = max(shape.rows, data_shards(mesh))
+        self.tokens = config.batch_size * shape.length
+        batch = random_batch(shape, config.batch_size)
+        program = build(config, shape.architecture(), mesh, 100, batch)
         began = time.perf_counter()
-        state, metrics = compiled(state, frozen, batch)
+        self._step = program.compile()
+        self.compiling = time.perf_counter() - began
+        memory = self._step.memory_analysis()
+        peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
+        self.peak = (peak - memory.alias_size_in_bytes) / 2**30
+        self._state, self._frozen = program.initial(program.random_base())
+        self._batch = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), batch, program.batch)
+        self.times: list[float] = []
+
+    def step(self) -> None:
+        """One step."""
+        began = time.perf_counter()
+        self._state, metrics = self._step(self._state, self._frozen, self._batch)
         jax.block_until_ready(metrics)
-        times.append(time.perf_counter() - began)
-    return float(np.median(times[2:]))
+        self.times.append(time.perf_counter() - began)
+
+
+def measure(name: str, method: str, objectives: list[str]) -> str:
+    """The lines of a shape and method."""
+    shape = SHAPES[name]
+    contestants = {objective: Contestant(shape, method, objective) for objective in objectives}
+    for _ in range(STEPS.value + 2):
+        for contestant in contestants.values():
+            contestant.step()
+    times = {objective: np.array(contestant.times[2:]) for objective, contestant in contestants.items()}
+    first = objectives[0]
+    flops = flops_per_token(shape.architecture(), shape.length, float(method == "full"))
+    best, lines = peak_flops(jax.devices()[0]), []
+    for objective, c in contestants.items():
+        seconds = float(np.median(times[objective]))
+        mfu = f"{c.tokens * flops / seconds / best / jax.device_count():6.1%}" if best else "     -"
+        line = f"{name:8} {method:6} {objective:10} {c.tokens / seconds:10.0f} {seconds:9.4f} {c.compiling:9.1f} "
+        line += f"{c.peak:9.3f} {mfu}"
+        if objective != first:
+            line += f"   {np.median(times[objective] / times[first]):.3f} of the time of {first}"
+        lines.append(line)
+    return "\n".join(lines)
 
 
 def random_batch(shape: Shape, rows: int) -> Batch:
@@ -123,6 +151,7 @@ def random_batch(shape: Shape, rows: int) -> Batch:
     positions = np.broadcast_to(np.arange(shape.length, dtype=np.int32), ones.shape)
     weights = (positions >= shape.length // 2).astype(np.float32)
     extras = {"example_index": np.arange(rows, dtype=np.int32)[:, None]}
+    extras["reference_0"] = np.full((rows, 1), -np.log(shape.vocab) * shape.length / 2, np.float32)
     return Batch(tokens[:, :-1], positions, ones, ones, tokens[:, 1:], weights, extras)
 
 

@@ -9,13 +9,14 @@ from tests.training.conftest import run
 
 def test_a_line_for_each_shape_and_method():
     script = [sys.executable, str(REPOSITORY / "scripts" / "benchmark.py")]
-    done = run([*script, "--shapes=tiny", "--methods=full,lora", "--steps=1"])
+    done = run([*script, "--shapes=tiny", "--methods=full,lora", "--objectives=sft,minor_sft", "--steps=1"])
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    full, lora = (next(line for line in lines if line[:2] == ["tiny", method]) for method in ("full", "lora"))
-    tokens, seconds, peak = float(full[2]), float(full[3]), float(full[5])
+    full, lora = (next(line for line in lines if line[:3] == ["tiny", method, "sft"]) for method in ("full", "lora"))
+    tokens, seconds, peak = float(full[3]), float(full[4]), float(full[6])
     assert abs(tokens * seconds / (16 * 256) - 1) < 0.05
-    assert 0 < float(lora[5]) < peak, "adapters need less memory than full fine-tuning"
+    assert 0 < float(lora[6]) < peak, "adapters need less memory than full fine-tuning"
+    assert len(re.findall(r"minor_sft .* \d\.\d+ of the time of sft", done.stdout)) == 2
     assert re.search("1 timed steps each on", done.stdout)
 
 
