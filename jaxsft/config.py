@@ -338,6 +338,8 @@ class TaskConfig:
       normalize: for "multiple_choice": divide an answer's log-likelihood by its "tokens", "bytes" or "none".
       max_new_tokens: for "generation": where an answer ends at the latest; 0 is as many tokens as the longest
         reference and its end of turn need.
+      chains: for "generation": ask for so many chains of thought and judge the answer behind them alone (see
+        `jaxsft.data.dcot`); 0 asks as the records stand.
     """
 
     name: str = ""
@@ -346,6 +348,7 @@ class TaskConfig:
     batch_size: int = 16
     normalize: str = "none"
     max_new_tokens: int = 0
+    chains: int = 0
 
 
 @dataclasses.dataclass

@@ -39,7 +39,7 @@ POSITIVE = {
 NOT_NEGATIVE = {
     "SourceConfig.weight", "max_dropped", "dropout", "z_loss", "label_smoothing", "final_ratio", "weight_decay",
     "max_grad_norm", "ema", "warmup_ratio", "decay_ratio", "eps", "every", "keep_best", "steps", "epochs", "alpha",
-    "b1", "b2", "seed", "max_new_tokens", "beta", "sft_weight", "reference_clip",
+    "b1", "b2", "seed", "max_new_tokens", "chains", "beta", "sft_weight", "reference_clip",
 }  # fmt: skip
 BELOW_ONE = {"dropout", "label_smoothing", "ema", "b1"}
 SPLITS = ("train", "eval")  # what the lines of `metrics.jsonl` are of besides tasks

@@ -120,6 +120,17 @@ def read(record: Any, where: str, fields: Mapping[str, str], data: DataConfig) -
     ]
 
 
+def ask(record: Any, where: str, fields: Mapping[str, str], k: int) -> Conversation:
+    """The question of a record, asked with k chains, and its answer alone as what the assistant says.
+
+    Raises:
+      UserError: for a missing field or a wrong type; names the place.
+    """
+    problem, values = read_problem(record, where, fields)
+    kept = {name: values[name] for name in KEPT if name in values}
+    return parse(kept | {"prompt": prompt(problem, k), "completion": problem.answer}, where)
+
+
 def draws(chains: list[str], question: str, config: DCoTConfig) -> list[list[str]]:
     """The chains of each response, in the order of the variants that `read` gives."""
     if config.single:

@@ -9,6 +9,9 @@ same are right too; an answer that meets no end of turn is wrong, and so is one 
 reference is what the tokenizer makes of it: its own words, if it folds case or blanks. With
 `config.data.template=none` the prompt is continued as in `jaxsft.evaluation.multiple_choice`. Nothing ends an answer
 there, so it is compared as tokens, and right if it begins with those of the reference.
+
+With `chains` the records are those of `jaxsft.data.dcot`: the model is asked for so many chains of thought, and what it
+writes behind "[Final answer]", or all if there is no such tag, is compared without regard to case.
 """
 
 import dataclasses
@@ -21,6 +24,8 @@ import numpy as np
 
 from jaxsft.config import DataConfig, TaskConfig
 from jaxsft.data.conversation import Conversation, Message, parse
+from jaxsft.data.dcot import ask, final_answer
+from jaxsft.data.mixture import add_system
 from jaxsft.data.sources import open_source, row_range
 from jaxsft.data.tokenizer import Tokenizer
 from jaxsft.decoding.generate import Sampling, generate
@@ -42,6 +47,7 @@ class Question:
       watch: a wrong answer to watch for, likewise; None where there is none.
       length: tokens that the reference, or the watched answer, needs with its end of turn.
       source: the part of the data that it belongs to.
+      reasons: whether it is answered behind chains of thought.
     """
 
     conversation: Conversation
@@ -50,6 +56,7 @@ class Question:
     watch: Any
     length: int
     source: str
+    reasons: bool = False
 
 
 def prepare(config: TaskConfig, subject: Subject) -> Task:
@@ -58,8 +65,9 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
     Returns:
       A task whose figures are `exact_match` and its `standard_error`, `questions`, `cut` (those whose prompt lost its
       beginning because prompt and answer are longer than the model's context), with a chat template `ended` (the share
-      of answers that met an end of turn), `watched` (of the answers to records with `watch`, the share that gives it),
-      and tables where there are several sources or task types.
+      of answers that met an end of turn), with `chains` `unstated` (how many answers have no "[Final answer]"),
+      `watched` (of the answers to records with `watch`, the share that gives it), and tables where there are several
+      sources or task types.
 
     Raises:
       UserError: for a record that asks nothing, or an answer that leaves no room for a prompt.
@@ -71,7 +79,12 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
             "the tokenizer has no chat template to ask a question with; set config.data.template to a built-in one or "
             "a .jinja file, or to 'none' for plain continuation."
         )
-    questions = read_questions(config.data, prompter)
+    if config.chains and (plain or not config.max_new_tokens):
+        raise UserError(
+            f"config.chains is {config.chains}: chains of thought need a chat template (such as 'raw') and "
+            "config.max_new_tokens, since no reference says how long they are."
+        )
+    questions = read_questions(config.data, prompter, config.chains)
     new_tokens = config.max_new_tokens or max(question.length for question in questions)
     context = min(config.data.max_length, subject.decoder.arch.max_positions)
     if new_tokens >= context:
@@ -90,9 +103,14 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
         with jax.set_mesh(subject.mesh):
             new = generate(subject.decoder, params, adapters, prompts, sampling, key, batch_size=batch_size)
         judged = [judge(*each, prompter) for each in zip(questions, prompts, new)]
-        table = {field: np.array([getattr(one, field) for one in judged]) for field in ("correct", "ended", "watched")}
+        table = {
+            field: np.array([getattr(one, field) for one in judged])
+            for field in ("correct", "ended", "watched", "stated")
+        }
         has_watch = np.array([question.watch is not None for question in questions])
-        summary = lambda at: summarize({field: values[at] for field, values in table.items()}, has_watch[at], plain)
+        summary = lambda at: summarize(
+            {field: values[at] for field, values in table.items()}, has_watch[at], plain, config.chains > 0
+        )
         parts = {
             "by_source": [question.source for question in questions],
             "by_task_type": [question.conversation.task_type for question in questions],
@@ -108,12 +126,13 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
 
 @dataclasses.dataclass(frozen=True)
 class Judged:
-    """An answer's text, whether it is right, met a stop, and is the watched one."""
+    """An answer's text, whether it is right, met a stop, is the watched one, and stands where it should."""
 
     answer: str
     correct: bool
     ended: bool
     watched: bool
+    stated: bool = True
 
 
 def judge(question: Question, prompt: Sequence[int], new: Sequence[int], prompter: Prompter) -> Judged:
@@ -130,28 +149,34 @@ def judge(question: Question, prompt: Sequence[int], new: Sequence[int], prompte
         begins = lambda ids: ids is not None and list(new[: len(ids)]) == list(ids)
         return Judged(text.strip(), begins(question.reference), ended, begins(question.watch))
     text = text.strip()
-    return Judged(text, ended and text == question.reference, ended, ended and text == question.watch)
+    said, stated = final_answer(text) if question.reasons else (text, True)
+    return Judged(text, ended and said == question.reference, ended, ended and said == question.watch, stated)
 
 
-def summarize(judged: dict[str, np.ndarray], has_watch: np.ndarray, plain: bool) -> dict[str, float]:
+def summarize(
+    judged: dict[str, np.ndarray], has_watch: np.ndarray, plain: bool, reasons: bool = False
+) -> dict[str, float]:
     """Figures of some answers.
 
     Args:
-      judged: `correct`, `ended` and `watched`, bool [answers].
+      judged: `correct`, `ended`, `watched` and `stated`, bool [answers].
       has_watch: bool [answers], for which of them there is an answer to watch for.
       plain: whether nothing ends an answer.
+      reasons: whether answers stand behind chains of thought.
     """
     share, count = float(judged["correct"].mean()), len(has_watch)
     figures = {"exact_match": share, "standard_error": math.sqrt(share * (1 - share) / count), "questions": count}
     if not plain:
         figures["ended"] = float(judged["ended"].mean())
+    if reasons:
+        figures["unstated"] = int((~judged["stated"]).sum())
     if has_watch.any():
         figures["watched"] = float(judged["watched"][has_watch].mean())
     return figures
 
 
-def read_questions(config: DataConfig, prompter: Prompter) -> list[Question]:
-    """The questions of all sources.
+def read_questions(config: DataConfig, prompter: Prompter, chains: int = 0) -> list[Question]:
+    """The questions of all sources, to be answered behind so many chains of thought.
 
     Raises:
       UserError: for a record without prompt or reference, naming its place.
@@ -161,10 +186,17 @@ def read_questions(config: DataConfig, prompter: Prompter) -> list[Question]:
     for source in config.all_sources():
         opened = open_source(source)
         for record, where in opened.records(*row_range(source.rows, len(opened))):
-            conversation = parse(record, where, source.fields)
+            own = (record, where, source.fields)
+            conversation = add_system(ask(*own, chains) if chains else parse(*own), config, opened.name, where)
             _check(conversation, where)
-            found.append(read(conversation, where, prompter, conversation.source or opened.name))
+            question = read(conversation, where, prompter, conversation.source or opened.name)
+            found.append(_behind_chains(question) if chains else question)
     return found
+
+
+def _behind_chains(question: Question) -> Question:
+    """The question, whose answer is compared without regard to case."""
+    return dataclasses.replace(question, reference=question.reference.lower(), reasons=True)
 
 
 def _check(conversation: Conversation, where: str) -> None:

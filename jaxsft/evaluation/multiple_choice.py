@@ -88,7 +88,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
 
 def encode_choices(questions: list[Question], data: DataConfig, subject: Subject) -> tuple[InMemory, int]:
     """Every choice behind its question, question after question, and how many were cut on the left."""
-    encode = encoder(data.template, subject.tokenizer, data.condition)
+    encode = encoder(data.template, subject.tokenizer, data.condition, data.system)
     longest = min(data.max_length, subject.decoder.arch.max_positions + 1)  # the last token is only predicted
     whole = [encode(question.text, choice) for question in questions for choice in question.choices]
     cut = sum(len(ids) > longest for ids, _ in whole)
@@ -134,15 +134,19 @@ def summarize(questions: list[Question], right: np.ndarray) -> dict[str, float]:
     }
 
 
-def encoder(template: str, tokenizer: Tokenizer, condition: str = "auto") -> Any:
+def encoder(template: str, tokenizer: Tokenizer, condition: str = "auto", system: str = "") -> Any:
     """A function from (question, choice) to ids int32 [n] and weights float32 [n], 1 at the choice's own tokens.
 
     Raises:
-      UserError: by the function, if no token begins inside the choice.
+      UserError: for a system prompt without a template; by the function, if no token begins inside the choice.
     """
     if template == NO_TEMPLATE:
+        if system:
+            raise UserError("config.data.system needs a chat template; set config.data.template, or leave it empty.")
         return functools.partial(_encode_plain, tokenizer)
-    return functools.partial(_encode_turns, Renderer(load_template(template, tokenizer, condition), tokenizer))
+    before = [Message("system", system)] if system else []
+    renderer = Renderer(load_template(template, tokenizer, condition), tokenizer)
+    return functools.partial(_encode_turns, renderer, before)
 
 
 def read_questions(config: DataConfig) -> list[Question]:
@@ -216,10 +220,12 @@ def _place(answer: Any, choices: list[str], labels: list[str], where: str) -> in
     )
 
 
-def _encode_turns(renderer: Renderer, question: str, choice: str) -> tuple[np.ndarray, np.ndarray]:
+def _encode_turns(
+    renderer: Renderer, before: list[Message], question: str, choice: str
+) -> tuple[np.ndarray, np.ndarray]:
     """In the chat template, as training renders it."""
     layout = renderer.layout(
-        Conversation([Message("user", question), Message("assistant", choice)]), repr(question[:60])
+        Conversation([*before, Message("user", question), Message("assistant", choice)]), repr(question[:60])
     )
     begin, end, _ = layout.spans[-1]
     content = choice.strip()  # templates may trim

@@ -104,6 +104,35 @@ def test_without_template_the_beginning_counts(model, tmp_path):
     assert prepare(TaskConfig(data=data), subject).measure(swapped, None).figures["exact_match"] == 1
 
 
+def test_answers_behind_chains_of_thought(model, tmp_path):
+    subject, params = model
+    asked = [{"question": "How many?", "context": "Two boxes.", "answer": 7.0}, {"question": "Who?", "answer": "Me"}]
+    data = dataclasses.replace(write(tmp_path / "asked.jsonl", asked), template="raw", system="Think.\n")
+    prompter = make_prompter(subject.tokenizer, "raw", subject.source)
+    first, second = read_questions(data, prompter, 2)
+    expected = "<s>Think.\n[Question] How many?\n[Context] Two boxes.\n[Number of answers] 2\n[Answer 1]"
+    assert subject.tokenizer.decode(first.prompt) == expected
+    assert (first.reference, second.reference) == ("7", "me")
+
+    def judged(text, end=(1,)):
+        one = judge(second, second.prompt, [*subject.tokenizer.encode(text).ids, *end], prompter)
+        return one.correct, one.stated
+
+    assert judged(" you\n[Answer 2] me\n\n[Final answer] ME ") == (True, True)
+    assert judged(" me\n[Answer 2] me\n\n[Final answer] you") == (False, True)
+    assert judged(" Me") == (True, False)
+    assert judged(" x\n\n[Final answer] me", end=()) == (False, True)  # never ended
+    task = TaskConfig(data=data, chains=2, max_new_tokens=5)
+    figures = prepare(task, subject).measure(params, None).figures
+    assert (figures["questions"], figures["unstated"]) == (2, 2)
+    for bad in (
+        dataclasses.replace(task, max_new_tokens=0),
+        dataclasses.replace(task, data=dataclasses.replace(data, template="none")),
+    ):
+        with pytest.raises(UserError, match="chains of thought need a chat template"):
+            prepare(bad, subject)
+
+
 def test_answers_are_compared_as_text(model, tmp_path):
     subject, _ = model
     records = [

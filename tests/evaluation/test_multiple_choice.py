@@ -81,6 +81,13 @@ def stories(real_data):
     )
 
 
+def test_a_system_prompt_stands_before_the_question(stories):
+    ids, weights = encoder("plain", stories.tokenizer, system="Be brief.")("Once there was a dog.", "He ran.")
+    text = stories.tokenizer.decode(ids)
+    assert text.removeprefix("<s>").strip().startswith("Be brief.\n\n### Instruction:\nOnce there")
+    assert stories.tokenizer.decode(ids[weights > 0]).strip() == "He ran."
+
+
 @pytest.mark.parametrize("template", ["none", "plain", "llama2"])
 def test_only_the_choice_counts(stories, template):
     ids, weights = encoder(template, stories.tokenizer)("Once there was a dog.", "The dog ran </s> home.")
@@ -130,6 +137,8 @@ def test_accuracy_and_scores(stories, tmp_path):
         row[0, : len(ids)] = ids
         return sum(log_probs(row)[t - 1, ids[t]] for t in np.flatnonzero(weights))
 
+    with pytest.raises(UserError, match="needs a chat template"):
+        encoder("none", stories.tokenizer, system="Be brief.")
     encoded = [encoder("none", stories.tokenizer)(q.text, c) for q in questions for c in q.choices]
     assert tokens.tolist() == [weights.sum() for _, weights in encoded]
     np.testing.assert_allclose(scores, [by_hand(*e) for e in encoded], rtol=1e-5, atol=1e-5)
