@@ -5,6 +5,7 @@ their meaning (`max_length`, `packing`, `learning_rate`).
 """
 
 import dataclasses
+from typing import Any
 
 
 @dataclasses.dataclass
@@ -109,14 +110,18 @@ class DataConfig:
       weighting: over what loss weights are spread: every "token" has its own; or each supervised "turn", or each
         "example", has its weights divided by its number of supervised tokens.
       grouping: how examples stand together in a row, which packing never splits: "example" (each by itself),
-        "preference" (the chosen and the rejected answer of a pair, each within half of `max_length`), "domain" (chunks
-        of one example of each of `mixture.domains`) or "dcot" (each by itself, made of chains of thought).
+        "preference" (the chosen and the rejected answer of a pair, each within half of `max_length`), "mixup" (random
+        pairs of one from the better half by `score` and one from the other, likewise), "domain" (chunks of one example
+        of each of `mixture.domains`) or "dcot" (each by itself, made of chains of thought).
       attention_unit: what a token may look back on: its "example", its "group", or the whole "row".
       mixture: domains and their system prompts.
       dcot: how chains of thought become responses.
       max_examples_per_row: bound on E, the example slots of a packed row.
       cache_dir: folder of the token cache; "" is `~/.cache/jaxsft`.
       max_dropped: the largest share of examples that may be dropped before the run stops.
+      scores: a table of scores of these examples, as `scripts/run.py` makes them; "" is none.
+      score: the column of `scores` by which examples are ranked.
+      keep: the share of the examples that is trained on, those with the highest score; 1.0 is all.
     """
 
     path: str = ""
@@ -139,6 +144,9 @@ class DataConfig:
     max_examples_per_row: int = 64
     cache_dir: str = ""
     max_dropped: float = 0.2
+    scores: str = ""
+    score: str = "confidence"
+    keep: float = 1.0
 
     def all_sources(self) -> list[SourceConfig]:
         """`sources`, or the one that `path`, `rows` and `fields` are short for."""
@@ -222,6 +230,13 @@ class ObjectiveConfig:
       reference_clip: for "mrpo": how far the other references may be from the first, as a share of its log-probability.
       adaptive_clip: for "mrpo": divide that share between the two answers by their log-probabilities.
       swap_weights: for "mrpo" of two references: exchange their weights, as the authors' code does.
+      mu: for "sftmix": what the mixed loss counts beside that of the examples themselves; 0 is plain fine-tuning.
+      mix_alpha: for "sftmix": the shares of a mixture are drawn from Beta(mix_alpha, mix_alpha).
+      lambda_scope: for "sftmix": what shares one draw: a "pair", a "token" of it, or the whole "batch".
+      mix_hidden: for "sftmix": the states that are mixed: "post_norm" (what the head reads) or "pre_norm" (before the
+        final norm).
+      mix_reduction: for "sftmix": the mixed loss is the "mean" over mixed tokens, or the "sum" over them divided by
+        what the examples' own sum is divided by.
     """
 
     name: str = "sft"
@@ -238,6 +253,11 @@ class ObjectiveConfig:
     reference_clip: float = 0.1
     adaptive_clip: bool = True
     swap_weights: bool = False
+    mu: float = 0.2
+    mix_alpha: float = 0.5
+    lambda_scope: str = "pair"
+    mix_hidden: str = "post_norm"
+    mix_reduction: str = "mean"
 
 
 @dataclasses.dataclass
@@ -317,11 +337,13 @@ class CheckpointConfig:
       every: steps between saves; 0 saves only at the end (and on SIGTERM).
       keep_latest: how many of the latest are kept.
       keep_best: how many with the lowest evaluation loss are kept besides; every evaluation is then saved.
+      snapshots: how many are saved at equal distances, the last at the end of the run, and kept besides.
     """
 
     every: int = 500
     keep_latest: int = 1
     keep_best: int = 0
+    snapshots: int = 0
 
 
 @dataclasses.dataclass
@@ -446,3 +468,52 @@ class SuiteConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     reference: str = ""
+
+
+@dataclasses.dataclass
+class ScoreConfig:
+    """The confidence of a reference run in each example, as a stage of a recipe measures it.
+
+    Attributes:
+      model: dtypes and attention; its path is the reference run's workdir, of which every snapshot is asked (the last
+        checkpoint, if `checkpoint.snapshots` was 0), or a model folder or hub name.
+      data: the examples; without path and sources those that the run was trained on.
+      grouping: the `DataConfig.grouping` under which the scores are to be used, which decides how long an example is.
+      batch_size: rows of a batch.
+    """
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    grouping: str = "example"
+    batch_size: int = 16
+
+
+@dataclasses.dataclass
+class StageConfig:
+    """One stage of a recipe.
+
+    Attributes:
+      name: of its folder in the workdir; later stages refer to that as `{name}` in any string.
+      kind: what it does: "train" (a `TrainConfig`), "score" (a `ScoreConfig`) or "evaluate" (a `SuiteConfig`).
+      config: of the type that `kind` takes; None for "train" is the recipe's `train`.
+      changes: field -> value, applied to the config, such as {"objective.name": "sftmix"}.
+    """
+
+    name: str = ""
+    kind: str = "train"
+    config: Any = None
+    changes: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class RecipeConfig:
+    """A job of several stages, which `scripts/run.py` does one after the other.
+
+    Attributes:
+      train: what the training runs share, each with its `changes`.
+      stages: in their order.
+    """
+
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    stages: list[StageConfig] = dataclasses.field(default_factory=list)

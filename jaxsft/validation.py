@@ -15,7 +15,7 @@ CHOICES = {
     "supervise": ("assistant", "all"),
     "by": ("source", "task_type"),
     "weighting": ("token", "turn", "example"),
-    "grouping": ("example", "preference", "domain", "dcot"),  # the names in `jaxsft.data.dataset.GROUPINGS`
+    "grouping": ("example", "preference", "mixup", "domain", "dcot"),  # the names in `jaxsft.data.dataset.GROUPINGS`
     "attention_unit": ("example", "group", "row"),
     "MixtureConfig.by": ("task_type", "source"),
     "init": ("pretrained", "random"),
@@ -24,9 +24,13 @@ CHOICES = {
     "remat": ("none", "dots", "block"),
     "attention": ("auto", "xla"),
     "kind": ("none", "lora"),
+    "StageConfig.kind": ("train", "score", "evaluate"),  # the names in `jaxsft.recipes.stages.KINDS`
     "reduction": ("token_mean", "example_mean"),
     "ratio": ("sum", "mean"),
     "form": ("weight", "closed"),
+    "lambda_scope": ("pair", "token", "batch"),
+    "mix_hidden": ("post_norm", "pre_norm"),
+    "mix_reduction": ("mean", "sum"),
     "schedule": ("cosine", "linear", "constant", "wsd"),
     "task": ("perplexity", "multiple_choice", "generation", "deviation"),
     "normalize": ("none", "tokens", "bytes"),
@@ -34,13 +38,14 @@ CHOICES = {
 }
 POSITIVE = {
     "max_length", "max_examples_per_row", "rank", "chunk_size", "batch_size", "accumulate", "learning_rate",
-    "keep_latest", "LogConfig.every", "draws",
+    "keep_latest", "LogConfig.every", "draws", "mix_alpha", "keep",
 }  # fmt: skip
 NOT_NEGATIVE = {
     "SourceConfig.weight", "max_dropped", "dropout", "z_loss", "label_smoothing", "final_ratio", "weight_decay",
     "max_grad_norm", "ema", "warmup_ratio", "decay_ratio", "eps", "every", "keep_best", "steps", "epochs", "alpha",
-    "b1", "b2", "seed", "max_new_tokens", "chains", "beta", "sft_weight", "reference_clip",
+    "b1", "b2", "seed", "max_new_tokens", "chains", "beta", "sft_weight", "reference_clip", "mu", "snapshots",
 }  # fmt: skip
+AT_MOST_ONE = {"keep"}
 BELOW_ONE = {"dropout", "label_smoothing", "ema", "b1"}
 SPLITS = ("train", "eval")  # what the lines of `metrics.jsonl` are of besides tasks
 
@@ -58,6 +63,10 @@ def validate(config: Any, where: str = "config") -> None:
             if not isinstance(value, hint):
                 raise UserError(f"{path} is {value!r}; it must be a {hint.__name__}.")
             validate(value, path)
+            continue
+        if hint is Any:  # a stage's config, whose type its kind decides
+            if dataclasses.is_dataclass(value):
+                validate(value, path)
             continue
         if float in (hint, *typing.get_args(hint)) and type(value) is int:
             value = float(value)
@@ -80,6 +89,8 @@ def validate(config: Any, where: str = "config") -> None:
             raise UserError(f"{path} is {value!r}; it must not be negative.")
         if name in BELOW_ONE and not value < 1:
             raise UserError(f"{path} is {value!r}; it must be below 1.")
+        if name in AT_MOST_ONE and not value <= 1:
+            raise UserError(f"{path} is {value!r}; it must be 1 at most.")
         if isinstance(value, list):
             for i, item in enumerate(value):
                 if dataclasses.is_dataclass(item):
@@ -119,7 +130,7 @@ def _check_type(value: Any, hint: Any, path: str) -> None:
         good = isinstance(value, origin) and all(isinstance(v, args[0]) for v in value)
     elif origin is dict:
         good = isinstance(value, dict) and all(
-            isinstance(k, args[0]) and isinstance(v, args[1]) for k, v in value.items()
+            isinstance(k, args[0]) and (args[1] is Any or isinstance(v, args[1])) for k, v in value.items()
         )
     else:
         good = type(value) is hint

@@ -16,7 +16,8 @@ HEAD = """# The config, field by field
 
 Written by `python scripts/config_reference.py` from `jaxsft/config.py`; edit the docstrings there.
 
-A config is a Python file whose `get_config()` returns one of {roots}.
+A config is a Python file whose `get_config()` returns one of {roots}
+(a `ScoreConfig` only as the `config` of a recipe's stage).
 Every field can be set in that file, or on the command line by the path in the first column:
 
 ```
@@ -42,9 +43,10 @@ def reference() -> str:
 
 
 def roots() -> list[type]:
-    """The dataclasses of `jaxsft.config` that no other holds or extends, in the order of the file."""
+    """The dataclasses of `jaxsft.config` that no other holds or extends, and `TrainConfig`, in the file's order."""
     kinds = [kind for kind in vars(config).values() if inspect.isclass(kind) and dataclasses.is_dataclass(kind)]
     inner = {held for kind in kinds for _, held, _ in children(kind)} | {base for k in kinds for base in k.__mro__[1:]}
+    inner -= {config.TrainConfig}  # which a recipe holds, and which is a config by itself
     return [kind for kind in kinds if kind not in inner]
 
 
@@ -129,6 +131,8 @@ def limits(kind: type, name: str) -> list[str]:
         found.append(">= 0")
     if name in validation.BELOW_ONE:
         found.append("< 1")
+    if name in validation.AT_MOST_ONE:
+        found.append("<= 1")
     return found
 
 

@@ -66,12 +66,16 @@ MINOR = ObjectiveConfig("minor_sft", beta=0.3)
 MINOR_DPO = ObjectiveConfig("minor_dpo", beta=0.1, ratio="mean")
 MRPO = ObjectiveConfig("mrpo", beta=0.1, label_smoothing=0.1, sft_weight=0.3)
 REFERENCES = {"reference_0": unlikely, "reference_1": lambda tokens: -3.9 * len(tokens)}
+SFTMIX = ObjectiveConfig("sftmix", mu=0.5)
+SFTMIX_PRE = dataclasses.replace(SFTMIX, mix_hidden="pre_norm", lambda_scope="token", mix_alpha=2.0)
 FROZEN = ("embed", "layers.0", "layers.*.mlp.gate_proj")
 CASES = [
     Case("full", _config()),
     Case("full-example-mean", _config(objective=ObjectiveConfig(reduction="example_mean"))),
     Case("full-frozen-layers", _config(optimizer=OptimizerConfig(freeze=FROZEN))),
     Case("lora", _lora()),
+    Case("sftmix", _config(objective=SFTMIX), group=2),
+    Case("sftmix-lora-pre-norm", dataclasses.replace(_lora(), objective=SFTMIX_PRE), group=2),
     Case("lora-some-layers", _lora(targets=("layers.1.attn.*_proj", "layers.*.mlp.down_proj", "head"))),
     Case("minor-sft", _config(objective=MINOR), extras={"reference_0": unlikely}),
     Case("minor-sft-lora-online", dataclasses.replace(_lora(), objective=MINOR)),

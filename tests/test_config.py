@@ -20,7 +20,10 @@ from jaxsft.config import (
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    RecipeConfig,
+    ScoreConfig,
     SourceConfig,
+    StageConfig,
     SuiteConfig,
     TaskConfig,
     TrainConfig,
@@ -37,15 +40,18 @@ from jaxsft.errors import UserError
 from jaxsft.evaluation.multiple_choice import Question, choose
 from jaxsft.evaluation.registry import FIGURES, HEADLINES
 from jaxsft.models.decoder import Decoder
+from jaxsft.objectives.objective import ModelOutput
 from jaxsft.objectives.registry import make_objective
+from jaxsft.objectives.terms import total
+from jaxsft.recipes import stages
 from jaxsft.sharding import make_mesh
 from jaxsft.training.optimizer import DIRECTIONS, make_optimizer, make_schedule
 from jaxsft.training.program import Program, dtypes, make_method
 from jaxsft.validation import CHOICES, NOT_NEGATIVE, POSITIVE, did_you_mean, from_dict, to_dict, validate
 from tests.data.conftest import make_tokenizer
-from tests.tiny import llama
+from tests.tiny import llama, make_batch, random_examples
 
-KINDS = (TrainConfig, EvaluateConfig, SuiteConfig)
+KINDS = (TrainConfig, EvaluateConfig, SuiteConfig, ScoreConfig, StageConfig, RecipeConfig)
 
 
 def full() -> TrainConfig:
@@ -67,7 +73,7 @@ def test_round_trip(config):
     again = from_dict(type(config), written)
     assert again == config
     validate(again)
-    for holder in getattr(again, "tasks", [again]):
+    for holder in getattr(again, "tasks", [again] if hasattr(again, "data") else []):
         assert type(holder.data) is DataConfig and all(type(s) is SourceConfig for s in holder.data.sources)
 
 
@@ -279,6 +285,20 @@ def _init(choice, tmp_path):
 
 
 T = float(np.float32(1 / 3))
+
+
+def _mixture(**changes):
+    """The loss of a pair under a model without attention."""
+    batch = make_batch([random_examples(2, 9)], 18, 2)
+    batch.extras["member"] = np.array([[0, 1]], np.int32)
+    unnormed = jnp.sin(jnp.arange(18.0 * 4)).reshape(1, 18, 4)
+    output = ModelOutput(unnormed**3, lambda w, h: h @ w, jnp.cos(jnp.arange(256.0)).reshape(4, 64))
+    output = dataclasses.replace(output, unnormed=unnormed, norm=lambda x: x**3)
+    model = type("Model", (), {"step_key": jax.random.key(0), "__call__": lambda self, batch: output})()
+    objective = make_objective(ObjectiveConfig("sftmix", **changes))
+    return float(total(objective(model, batch, objective.denominators(batch))[0]))
+
+
 READERS = {
     "truncation": (_truncation, {"right": 4, "drop": 3, "error": True}),
     "supervise": (_supervise, None),
@@ -296,6 +316,10 @@ READERS = {
     "reduction": (lambda choice, _: make_objective(ObjectiveConfig(reduction=choice)).reduction, None),
     "ratio": (lambda choice, _: make_objective(ObjectiveConfig("minor_sft", beta=0.1, ratio=choice)).ratio, None),
     "form": (lambda choice, _: make_objective(ObjectiveConfig("minor_sft", beta=0.1, form=choice)).form, None),
+    "lambda_scope": (lambda choice, _: _mixture(lambda_scope=choice), None),
+    "mix_hidden": (lambda choice, _: _mixture(mix_hidden=choice), None),
+    "mix_reduction": (lambda choice, _: _mixture(mix_reduction=choice), None),
+    "StageConfig.kind": (lambda choice, _: stages.KINDS[choice].config.__name__, None),
     "schedule": (_schedule, None),
     "task": (lambda choice, _: HEADLINES[choice], None),
     "normalize": (_grade, {"none": 1, "tokens": 2, "bytes": 0}),

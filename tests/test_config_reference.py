@@ -72,6 +72,7 @@ def test_choices_and_ranges_are_those_of_validation(line):
         assert accepts(line["path"], kind(-1)) == (not limits)
         assert accepts(line["path"], kind(0)) == ("> 0" not in limits)
         assert accepts(line["path"], kind(1)) == ("< 1" not in limits)
+        assert accepts(line["path"], kind(2)) == (not {"< 1", "<= 1"} & set(limits))
 
 
 def accepts(path: str, value: object) -> bool:

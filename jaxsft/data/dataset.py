@@ -13,7 +13,7 @@ import tokenizers
 from tqdm import tqdm
 
 from jaxsft.config import DataConfig, SourceConfig
-from jaxsft.data import classes, dcot, mixture
+from jaxsft.data import classes, dcot, mixture, mixup, selection
 from jaxsft.data.batch import DOMAIN
 from jaxsft.data.cache import Entry, TokenCache, cache_folder, cached, hash_files
 from jaxsft.data.conversation import Conversation, parse
@@ -97,6 +97,12 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, seed: int = 0) -> "Dataset
     return Dataset(config, caches, [source.weight for source in sources], seed, tokenizer.bos_id)
 
 
+def alone(conversation: Conversation, where: str) -> list[Conversation]:
+    """The one conversation of a record."""
+    del where
+    return [conversation]
+
+
 class Grouping(NamedTuple):
     """A way in which examples stand together, as `config.data.grouping` names it.
 
@@ -114,7 +120,7 @@ class Grouping(NamedTuple):
     """
 
     groups: Callable[["Dataset", np.ndarray, int], Groups]
-    expand: Callable[[Conversation, str], list[Conversation]] = lambda conversation, where: [conversation]
+    expand: Callable[[Conversation, str], list[Conversation]] = alone
     whole: bool = False
     varies: bool = True
     parts: int = 1
@@ -125,9 +131,15 @@ class Grouping(NamedTuple):
 GROUPINGS: dict[str, Grouping] = {
     "example": Grouping(lambda dataset, members, epoch: Groups.single(members), varies=False),
     "preference": Grouping(pairs, sides, whole=True, varies=False, parts=2),
+    "mixup": Grouping(mixup.pairs, parts=2),
     "domain": Grouping(mixture.chunks, notices=mixture.notices),
     "dcot": Grouping(dcot.groups, read=dcot.read),
 }
+
+
+def longest(config: DataConfig) -> int:
+    """Tokens of an example at most."""
+    return config.max_length // GROUPINGS[config.grouping].parts
 
 
 class Dataset:
@@ -147,6 +159,7 @@ class Dataset:
       sources, task_types: names that the extras `source` and `task_type` index.
       domain_ids: int32 [examples], index into `config.mixture.domains`; empty without domains. Batches then hold
         `domain/NAME` [B, E] for each: 1 for its examples, 0 for others.
+      ranking: float32 [examples], the scores that `config.scores` names, or None.
     """
 
     def __init__(
@@ -183,17 +196,23 @@ class Dataset:
         scaled = [] if not report_scales else [config.classes.by, report_scales]
         spread = [] if config.weighting == "token" else [config.weighting]
         self.examples_fingerprint = _digest(
-            [cache.fingerprint for cache in caches], config.max_length, config.truncation, *scaled, *spread
+            [cache.fingerprint for cache in caches], longest(config), config.truncation, *scaled, *spread
         )
         order = [] if config.grouping == "example" else [config.grouping, config.attention_unit]
         if config.grouping == "domain":
             order += [config.mixture.by, config.mixture.domains]
+        self.ranking = selection.read_ranking(config, self.examples_fingerprint, len(self))
+        if self.ranking is not None:
+            order += ["ranked", selection.digest(self.ranking), config.keep]
         self.fingerprint = _digest(self.examples_fingerprint, weights, seed, *order)
         self.report = self._report(parts, report_scales)
         _check_dropped(self.report, config, sum(len(cache.records) for cache in caches))
         lowest = np.full(int(self.records[-1]) + 1, np.iinfo(np.int32).max)
         np.minimum.at(lowest, self.records, self.variants)
         self._first = self.variants == lowest[self.records]
+        if config.keep < 1:
+            whole, self._first = self._first, selection.best(self.ranking, self._first, config.keep)
+            self.report.notices[f"left out by their {config.score}"] = int(np.sum(whole & ~self._first))
         self.domain_ids = mixture.domain_ids(self) if config.mixture.domains else np.zeros(0, np.int32)
         self.report.notices.update(GROUPINGS[config.grouping].notices(self, self._members(0)))
 
@@ -332,7 +351,7 @@ def _windows(cache: TokenCache, config: DataConfig) -> _Windows:
     token but the first is a target exactly once.
     """
     parts = GROUPINGS[config.grouping].parts
-    size, starts, lengths = config.max_length // parts, cache.starts[:-1], np.diff(cache.starts)
+    size, starts, lengths = longest(config), cache.starts[:-1], np.diff(cache.starts)
     long = (lengths > size) & ~cache.is_text
     if config.truncation == "error" and long.any():
         bound = f"{config.max_length} / {parts}, of which a row holds {parts}" if parts > 1 else f"{size}"
@@ -424,7 +443,8 @@ def _tokenised(config: SourceConfig, source: Source, data: DataConfig, tokenizer
         "tokenizers": tokenizers.__version__,
         "supervise": data.supervise,
     }
-    if data.grouping != "example":
+    grouping = GROUPINGS[data.grouping]
+    if grouping.expand is not alone or grouping.read is not None:
         key["grouping"] = data.grouping
     if data.condition != classes.AUTO:
         key["condition"] = data.condition

@@ -31,11 +31,13 @@ class Output(NamedTuple):
       hidden: [B, T, embed] after the final norm, in the compute dtype.
       aux: the adapters' reports, in the tree of the modules, those of layers stacked on a leading axis.
       cache: the cache with this call's tokens, or None.
+      unnormed: [B, T, embed] before the final norm; costs nothing where it is not used.
     """
 
     hidden: jax.Array
     aux: dict[str, Any]
     cache: dict[str, Any] | None
+    unnormed: jax.Array
 
 
 class Decoder:
@@ -140,8 +142,12 @@ class Decoder:
             x, reports, stacks[str(s)] = self._run_stack(s, params["stacks"][str(s)], x, rows, own, ctx, held)
             if reports:
                 aux.setdefault("stacks", {})[str(s)] = reports
-        hidden = rms_norm(x, params["norm"]["scale"], arch.norm_eps, arch.unit_offset)
-        return Output(hidden, aux, None if cache is None else {"segment_ids": cached, "stacks": stacks})
+        cache = None if cache is None else {"segment_ids": cached, "stacks": stacks}
+        return Output(self.final_norm(params, x), aux, cache, x)
+
+    def final_norm(self, params: Params, unnormed: jax.Array) -> jax.Array:
+        """The states that the head reads, [..., embed], from those of the last layer."""
+        return rms_norm(unnormed, params["norm"]["scale"], self.arch.norm_eps, self.arch.unit_offset)
 
     def head(
         self,

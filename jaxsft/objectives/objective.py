@@ -22,12 +22,16 @@ class ModelOutput:
       head_params: all that `head` reads. Its gradient is computed for those leaves alone that are being differentiated,
         so frozen leaves cost nothing.
       aux: what the adapters reported, stacked by the scan over layers.
+      unnormed: [B, T, D] before the final norm.
+      norm: the final norm, `norm(unnormed[..., D]) -> hidden[..., D]`.
     """
 
     hidden: jax.Array
     head: Head
     head_params: Any
     aux: dict[str, Any] = dataclasses.field(default_factory=dict)
+    unnormed: jax.Array | None = None
+    norm: Callable[[jax.Array], jax.Array] | None = None
 
 
 class Model(Protocol):

@@ -9,6 +9,7 @@ from jaxsft.objectives.mrpo import MRPO
 from jaxsft.objectives.objective import Objective
 from jaxsft.objectives.preference import DPO, IPO, MinorDPO
 from jaxsft.objectives.sft import SFT
+from jaxsft.objectives.sftmix import SFTMix
 from jaxsft.validation import did_you_mean
 
 OBJECTIVES: dict[str, type[Objective]] = {
@@ -18,6 +19,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "ipo": IPO,
     "minor_dpo": MinorDPO,
     "mrpo": MRPO,
+    "sftmix": SFTMix,
 }
 
 

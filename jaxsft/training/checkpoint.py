@@ -1,6 +1,8 @@
 """Checkpoints of the train state, with Orbax: asynchronous, atomic, keep-latest and keep-best."""
 
+import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,6 +11,7 @@ from orbax.checkpoint import v1 as ocp
 
 from jaxsft.config import CheckpointConfig
 from jaxsft.errors import UserError
+from jaxsft.training.state import TrainState
 
 Tree = Any
 BEST = "eval_loss"
@@ -20,9 +23,23 @@ class Checkpoints:
     A save that did not finish leaves only a temporary folder, which is never listed and is removed at the next start.
     """
 
-    def __init__(self, directory: epath.PathLike, config: CheckpointConfig, read_only: bool = False):
+    def __init__(
+        self,
+        directory: epath.PathLike,
+        config: CheckpointConfig,
+        read_only: bool = False,
+        snapshots: Sequence[int] = (),
+    ):
+        """Opens the folder.
+
+        Args:
+          directory: it.
+          config: what is kept.
+          read_only: whether another process may be writing it.
+          snapshots: steps that are kept whatever comes after them.
+        """
         policies = ocp.training.preservation_policies
-        keep = [policies.LatestN(config.keep_latest)]
+        keep = [policies.LatestN(config.keep_latest), policies.CustomSteps(snapshots)]
         if config.keep_best:
             best = policies.BestN(
                 get_metric_fn=lambda m: m[BEST],
@@ -83,6 +100,24 @@ class Checkpoints:
             ) from error
         return state, dict(self._checkpointer.metadata(step).custom_metadata or {})
 
+    def restore_parameters(self, step: int, state: TrainState) -> TrainState:
+        """The parameters and `aux` of a step alone; its optimizer state is neither read nor held.
+
+        Args:
+          step: a step of `checkpoints/`.
+          state: abstract, as for `restore`.
+        """
+        partial = ocp.options.PyTreeOptions(loading=ocp.options.PyTreeOptions.Loading(partial_load=True))
+        wanted = {"params": state.params, "aux": state.aux}
+        with ocp.Context(pytree_options=partial):
+            loaded, _ = self.restore(step, wanted)
+        return dataclasses.replace(state, **loaded, opt_state=None)
+
+    @property
+    def steps(self) -> list[int]:
+        """Of the whole checkpoints, in rising order."""
+        return sorted(checkpoint.step for checkpoint in self._checkpointer.checkpoints)
+
     def close(self) -> None:
         """Waits, and releases the background threads."""
         self._guard(self._checkpointer.close)
@@ -95,6 +130,11 @@ class Checkpoints:
                 f"a checkpoint could not be written to {self._directory}: {str(error).splitlines()[0]}; "
                 "free or choose another disk and run the same command again."
             ) from error
+
+
+def snapshot_steps(count: int, steps: int) -> list[int]:
+    """The steps after which a run of so many steps keeps snapshots: at equal distances, none at 0, one at the end."""
+    return sorted({max(1, round((i + 1) * steps / count)) for i in range(count)})
 
 
 def abstract_like(shapes: Tree, shardings: Tree) -> Tree:

@@ -16,7 +16,7 @@ from jaxsft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxsft.errors import UserError
 from jaxsft.models.checkpoint import fingerprint, load_architecture, load_params, resolve
 from jaxsft.models.decoder import Decoder
-from jaxsft.training.checkpoint import Checkpoints
+from jaxsft.training.checkpoint import Checkpoints, snapshot_steps
 from jaxsft.training.program import abstract_batch, build, dtypes
 from jaxsft.validation import from_dict
 
@@ -59,21 +59,22 @@ class OpenModel:
         return self.params if self.method is None or self.parts is None else self.method.merge(self.parts)
 
 
-def open_model(path: str, config: ModelConfig, mesh: Mesh) -> OpenModel:
+def open_model(path: str, config: ModelConfig, mesh: Mesh, step: int | None = None) -> OpenModel:
     """Loads a model into the mesh.
 
     Args:
       path: a Hugging Face folder, a hub name or a workdir, whose last checkpoint is taken.
       config: dtypes and attention; its own `path` is not read. `param_dtype` "auto" keeps a workdir's.
       mesh: where the parameters go.
+      step: of a workdir, the checkpoint that is taken instead.
 
     Raises:
-      UserError: if there is no such model, or the run has no checkpoint yet.
+      UserError: if there is no such model, or the run has no checkpoint yet or none of that step.
     """
     folder = epath.Path(path)
     record = _record(folder)
     if record is not None:
-        return _open_run(folder, record, config, mesh)
+        return _open_run(folder, record, config, mesh, step)
     source = resolve(path)
     dtype, param_dtype = dtypes(config, mesh)
     decoder = Decoder(load_architecture(source), dtype=dtype, remat="none", attention=config.attention)
@@ -99,14 +100,45 @@ def started_from(path: str) -> str:
     return str(source)
 
 
-def weights_fingerprint(path: str) -> str:
-    """Of the weights in a run's workdir: of what it was trained on, how, and for how many steps."""
+def weights_fingerprint(path: epath.PathLike, step: int | None = None) -> str:
+    """Of the weights in a run's workdir: of what it was trained on, how, and for how many steps.
+
+    Args:
+      path: the workdir.
+      step: of the checkpoint; None is the last.
+    """
     folder = epath.Path(path)
     record = _record(folder)
     checkpoints = Checkpoints(folder / "checkpoints", CheckpointConfig(), read_only=True)
-    decides = [record["config"], record["fingerprints"], checkpoints.latest]
+    decides = [record["config"], record["fingerprints"], checkpoints.latest if step is None else step]
     checkpoints.close()
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def snapshots(path: epath.PathLike) -> list[int]:
+    """The steps of a finished run whose snapshots are kept, or its last if it was to keep none.
+
+    Raises:
+      UserError: if the run is not finished, or one of them is gone.
+    """
+    folder = epath.Path(path)
+    run = trained_by(folder)
+    if not (folder / "summary.json").exists():
+        raise UserError(f"the run in {folder} is not finished; finish it before its checkpoints are compared.")
+    total = json.loads((folder / "summary.json").read_text())["steps"]
+    wanted = snapshot_steps(run.checkpoint.snapshots or 1, total)
+    checkpoints = Checkpoints(folder / "checkpoints", run.checkpoint, read_only=True)
+    kept = checkpoints.steps
+    checkpoints.close()
+    if missing := sorted(set(wanted) - set(kept)):
+        raise UserError(f"{folder} has no checkpoint of step {missing[0]} (it has {kept}); train it again.")
+    return wanted
+
+
+def trained_by(path: epath.PathLike) -> TrainConfig:
+    """The config of the run in a workdir."""
+    folder = epath.Path(path)
+    return from_dict(TrainConfig, _record(folder)["config"], f"{folder / 'config.json'}: config")
 
 
 def is_workdir(path: str) -> bool:
@@ -123,11 +155,15 @@ def _record(folder: epath.Path) -> dict[str, Any] | None:
     return record if "kind" in record else None
 
 
-def _open_run(folder: epath.Path, record: dict[str, Any], config: ModelConfig, mesh: Mesh) -> OpenModel:
+def _open_run(
+    folder: epath.Path, record: dict[str, Any], config: ModelConfig, mesh: Mesh, step: int | None
+) -> OpenModel:
     run = from_dict(TrainConfig, record["config"], f"{folder / 'config.json'}: config")
     checkpoints = Checkpoints(folder / "checkpoints", run.checkpoint, read_only=True)
     if checkpoints.latest is None:
         raise UserError(f"workdir {folder} has no checkpoint yet; wait for the first, or name a model folder.")
+    if step is not None and step not in checkpoints.steps:
+        raise UserError(f"workdir {folder} has no checkpoint of step {step}; it has {checkpoints.steps}.")
     source = resolve(run.model.path)
     if run.adapter.kind != "none":
         _check_unchanged(source, folder, record)
@@ -138,7 +174,7 @@ def _open_run(folder: epath.Path, record: dict[str, Any], config: ModelConfig, m
     frozen = program.frozen
     if jax.tree.leaves(frozen):
         frozen = program.frozen_only(program.load_base(source))
-    state, _ = checkpoints.restore(checkpoints.latest, program.state)
+    state = checkpoints.restore_parameters(checkpoints.latest if step is None else step, program.state)
     checkpoints.close()
     parts = Parts(state.aux.get("ema", state.params), frozen, state.aux["method"])
     params, adapters = program.method.compose(parts, {})

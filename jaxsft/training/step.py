@@ -4,6 +4,7 @@ Every denominator is computed over the whole global batch before it is cut into 
 sharding and packing cannot change the gradient.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -161,7 +162,8 @@ class BoundModel:
         if adapter and adapters is not None:
             self.reports.append(out.aux)
         head_params = self._decoder.head_params(self._params, adapters)
-        return ModelOutput(out.hidden, self._decoder.head, head_params, out.aux)
+        norm = functools.partial(self._decoder.final_norm, self._params)
+        return ModelOutput(out.hidden, self._decoder.head, head_params, out.aux, out.unnormed, norm)
 
 
 def _shares(terms: dict[str, Term]) -> dict[str, jax.Array]:

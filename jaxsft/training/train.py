@@ -33,7 +33,7 @@ from jaxsft.evaluation.task import Subject, Task
 from jaxsft.models.checkpoint import fingerprint, load_architecture, resolve
 from jaxsft.objectives.registry import make_objective
 from jaxsft.sharding import data_shards, make_mesh, process_share
-from jaxsft.training.checkpoint import Checkpoints
+from jaxsft.training.checkpoint import Checkpoints, snapshot_steps
 from jaxsft.training.program import Program, build, check_rows, parameter_count
 from jaxsft.training.references import References
 from jaxsft.training.state import TrainState
@@ -65,14 +65,15 @@ def train(config: TrainConfig, workdir: str) -> str:
         return f"{workdir} is finished already: {_headline(folder, config)}"
     run = _set_up(config, folder)
     with contextlib.ExitStack() as stack:
-        checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint)
+        snapshots = snapshot_steps(config.checkpoint.snapshots, run.steps)
+        checkpoints = Checkpoints(folder.path / "checkpoints", config.checkpoint, snapshots=snapshots)
         stack.callback(checkpoints.close)
         state, frozen, counters = _start(run, checkpoints)
         log = config.log
         last_step = int(state.step) or -1  # of a fresh run nothing is kept, not even the evaluation before step 1
         metrics = Metrics(folder, last_step, log.tensorboard, log.wandb_project, writer)
         stack.callback(metrics.close)
-        loop = Loop(run, checkpoints, metrics, frozen, counters)
+        loop = Loop(run, checkpoints, metrics, frozen, counters, frozenset(snapshots))
         state = loop.run(state)
     summary = {f"{split}_{name}": value for split, last in metrics.last.items() for name, value in last.items()}
     folder.write_json("summary.json", {"steps": int(state.step), **summary})
@@ -170,6 +171,8 @@ def held_out_data(config: TrainConfig) -> DataConfig:
         grouping="dcot" if config.data.grouping == "dcot" else "example",  # records of a form of its own
         attention_unit="example",
         mixture=MixtureConfig(),
+        scores="",
+        keep=1.0,
     )
 
 
@@ -213,8 +216,17 @@ def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any, dict[st
 class Loop:
     """The loop over steps. Metrics are read one step late, so that the device never waits for the host."""
 
-    def __init__(self, run: Run, checkpoints: Checkpoints, metrics: Metrics, frozen: Any, counters: dict[str, Any]):
+    def __init__(
+        self,
+        run: Run,
+        checkpoints: Checkpoints,
+        metrics: Metrics,
+        frozen: Any,
+        counters: dict[str, Any],
+        snapshots: frozenset[int],
+    ):
         self._run, self._checkpoints, self._metrics, self._frozen = run, checkpoints, metrics, frozen
+        self._snapshots = snapshots  # steps that are saved whatever else is
         self._counters = counters
         self._maintain = _jit_maintenance(run.program)
         self._nll = make_nll(run.program.decoder, run.config.objective.chunk_size)
@@ -243,7 +255,8 @@ class Loop:
                     self._evaluate(step, state)
                 every, stop = run.config.checkpoint.every, preemption.reached(step)
                 best = run.config.checkpoint.keep_best and self._evaluated == step
-                if step == run.steps or stop or best or (every and step % every == 0):
+                due = step in self._snapshots or (every and step % every == 0)
+                if step == run.steps or stop or best or due:
                     self._read(bar)
                     self._save(step, state)
                 if stop and step < run.steps:

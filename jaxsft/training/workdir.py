@@ -98,7 +98,7 @@ class Workdir:
         before = record[section]
         if section == "config":  # a field that the older version did not have has its default
             before = to_dict(from_dict(TrainConfig, before, f"{file}: config"))
-        old, new = _flatten(before), _flatten(now)
+        old, new = flatten(before), flatten(now)
         for name in sorted(old.keys() | new.keys()):
             free = section == "config" and any(name == f or name.startswith(f + ".") for f in FREE)
             if old.get(name) != new.get(name) and not free:
@@ -218,11 +218,12 @@ def _version(name: str) -> str:
         return "not installed"
 
 
-def _flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A config of plain values as dotted path -> value; items of lists as `list[i]`."""
     if isinstance(tree, dict) and tree:
         return {
-            k: v for name, sub in tree.items() for k, v in _flatten(sub, f"{prefix}.{name}" if prefix else name).items()
+            k: v for name, sub in tree.items() for k, v in flatten(sub, f"{prefix}.{name}" if prefix else name).items()
         }
     if isinstance(tree, list) and tree and isinstance(tree[0], dict):
-        return {k: v for i, sub in enumerate(tree) for k, v in _flatten(sub, f"{prefix}[{i}]").items()}
+        return {k: v for i, sub in enumerate(tree) for k, v in flatten(sub, f"{prefix}[{i}]").items()}
     return {prefix: tree}

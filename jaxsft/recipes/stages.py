@@ -1,0 +1,54 @@
+"""The kinds of stages: what each takes, how it is done, and how what it leaves is told from another's."""
+
+import hashlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+from etils import epath
+
+from jaxsft.config import ScoreConfig, SuiteConfig, TrainConfig
+from jaxsft.evaluation.suite import evaluate
+from jaxsft.scoring.confidence import score_confidence
+from jaxsft.training.restore import weights_fingerprint
+from jaxsft.training.train import train
+
+SCORES, EVALUATION = "scores.parquet", "evaluation.json"
+
+
+class Kind(NamedTuple):
+    """A kind of stage.
+
+    Attributes:
+      config: the type of its config.
+      run: (config, folder) -> one line on the result. Called again after it was broken off, it goes on; all that it
+        writes is in the folder.
+      fingerprint: folder -> fingerprint of what later stages read of it.
+    """
+
+    config: type
+    run: Callable[[Any, epath.Path], str]
+    fingerprint: Callable[[epath.Path], str]
+
+
+def _score(config: ScoreConfig, folder: epath.Path) -> str:
+    return score_confidence(config, folder / SCORES)
+
+
+def _evaluate(config: SuiteConfig, folder: epath.Path) -> str:
+    found = evaluate(config)
+    if jax.process_index() == 0:
+        found.write(folder / EVALUATION)
+    return "; ".join(f"{name}: {line}" for name, line in found.headlines.items())
+
+
+def _digest(name: str) -> Callable[[epath.Path], str]:
+    """The fingerprint of one file of a folder."""
+    return lambda folder: hashlib.sha256((folder / name).read_bytes()).hexdigest()[:32]
+
+
+KINDS: dict[str, Kind] = {
+    "train": Kind(TrainConfig, lambda config, folder: train(config, str(folder)), weights_fingerprint),
+    "score": Kind(ScoreConfig, _score, _digest(SCORES)),
+    "evaluate": Kind(SuiteConfig, _evaluate, _digest(EVALUATION)),
+}
