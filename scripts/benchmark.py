@@ -3,8 +3,8 @@
     python scripts/benchmark.py --shapes=tiny --methods=full,lora --objectives=sft,minor_sft
 
 prints one line for each shape, method and objective: tokens per second (slots), seconds a step, compile time, peak
-memory; and of every objective but the first, the time relative to the first. The objectives of a method take turns, step
-by step, so that what else the machine does hits all alike; the ratio is the median over pairs of steps.
+memory; and of every objective but the first, the time relative to the first. The objectives of a method take turns,
+step by step, so that what else the machine does hits all alike; the ratio is the median over pairs of steps.
 """
 
 import dataclasses
