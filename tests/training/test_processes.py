@@ -33,9 +33,12 @@ def _start(arguments, log):
     ]
 
 
-@pytest.mark.parametrize("kind", ["none", "lora"])
-def test_losses_of_one_process_through_a_kill(command, tmp_path, kind):
-    overrides = (f"adapter.kind={kind}", "mesh.fsdp=4", "mesh.tensor=2", "steps=12", "eval.every=6")
+MINOR = ("objective.name=minor_sft", "objective.beta=0.1")  # the reference scores the data before the first step
+
+
+@pytest.mark.parametrize(("kind", "objective"), [("none", ()), ("lora", MINOR)], ids=["full", "lora-minor-sft"])
+def test_losses_of_one_process_through_a_kill(command, tmp_path, kind, objective):
+    overrides = (*objective, f"adapter.kind={kind}", "mesh.fsdp=4", "mesh.tensor=2", "steps=12", "eval.every=6")
     alone = run(command(tmp_path / "alone", *overrides), XLA_FLAGS=devices(8))
     assert alone.returncode == 0, alone.stderr
 
