@@ -206,6 +206,39 @@ class AdapterConfig:
 
 
 @dataclasses.dataclass
+class RegularizersConfig:
+    """What is added to any objective; a coefficient of 0 is none.
+
+    Attributes:
+      neftune_alpha: NEFTune's alpha: uniform noise on the embedded tokens in training, its size alpha / sqrt(L D) with
+        the example's length L and the model's width D. Papers use 5 to 15.
+      kl_to_base: coefficient of the mean over supervised tokens of KL(base || model); the base is the model that the
+        run starts from. Full fine-tuning keeps its parameters for it.
+      l2_to_start: coefficient of half the squared distance of the trained parameters from where they started, which
+        are kept for it. Under LoRA these are the factors.
+      ewc: coefficient of half the squared distance weighted by the diagonal Fisher information at the start; keeps two
+        copies of the parameters. For full fine-tuning.
+      ewc_data: what the Fisher information is of: data that the start knows and the run should not forget.
+      ewc_examples: how many examples of it, drawn at random, are used.
+      l1: coefficient of the sum of magnitudes.
+      l1_on: of what: "change" (of the trained parameters from their start) or "weights" (themselves; under LoRA the
+        factors, which makes the adapter sparse).
+      l1_proximal: shrink after each step, by learning rate times coefficient, instead of a term in the gradient: this
+        makes exact zeros.
+    """
+
+    neftune_alpha: float = 0.0
+    kl_to_base: float = 0.0
+    l2_to_start: float = 0.0
+    ewc: float = 0.0
+    ewc_data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    ewc_examples: int = 256
+    l1: float = 0.0
+    l1_on: str = "change"
+    l1_proximal: bool = False
+
+
+@dataclasses.dataclass
 class ObjectiveConfig:
     """The loss.
 
@@ -237,6 +270,7 @@ class ObjectiveConfig:
         final norm).
       mix_reduction: for "sftmix": the mixed loss is the "mean" over mixed tokens, or the "sum" over them divided by
         what the examples' own sum is divided by.
+      regularizers: see `RegularizersConfig`.
     """
 
     name: str = "sft"
@@ -258,6 +292,7 @@ class ObjectiveConfig:
     lambda_scope: str = "pair"
     mix_hidden: str = "post_norm"
     mix_reduction: str = "mean"
+    regularizers: RegularizersConfig = dataclasses.field(default_factory=RegularizersConfig)
 
 
 @dataclasses.dataclass

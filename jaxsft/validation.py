@@ -31,12 +31,14 @@ CHOICES = {
     "lambda_scope": ("pair", "token", "batch"),
     "mix_hidden": ("post_norm", "pre_norm"),
     "mix_reduction": ("mean", "sum"),
+    "l1_on": ("change", "weights"),
     "schedule": ("cosine", "linear", "constant", "wsd"),
     "task": ("perplexity", "multiple_choice", "generation", "deviation"),
     "normalize": ("none", "tokens", "bytes"),
     "OptimizerConfig.name": ("adamw", "adafactor", "lion", "sm3", "muon"),
 }
 POSITIVE = {
+    "ewc_examples",
     "max_length", "max_examples_per_row", "rank", "chunk_size", "batch_size", "accumulate", "learning_rate",
     "keep_latest", "LogConfig.every", "draws", "mix_alpha", "keep",
 }  # fmt: skip
@@ -44,6 +46,7 @@ NOT_NEGATIVE = {
     "SourceConfig.weight", "max_dropped", "dropout", "z_loss", "label_smoothing", "final_ratio", "weight_decay",
     "max_grad_norm", "ema", "warmup_ratio", "decay_ratio", "eps", "every", "keep_best", "steps", "epochs", "alpha",
     "b1", "b2", "seed", "max_new_tokens", "chains", "beta", "sft_weight", "reference_clip", "mu", "snapshots",
+    "neftune_alpha", "kl_to_base", "l2_to_start", "ewc", "l1",
 }  # fmt: skip
 AT_MOST_ONE = {"keep"}
 BELOW_ONE = {"dropout", "label_smoothing", "ema", "b1"}

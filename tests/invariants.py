@@ -13,7 +13,7 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxsft.config import LoRAConfig, MeshConfig, ObjectiveConfig, OptimizerConfig, TrainConfig
+from jaxsft.config import LoRAConfig, MeshConfig, ObjectiveConfig, OptimizerConfig, RegularizersConfig, TrainConfig
 from jaxsft.models import layout
 from jaxsft.sharding import make_mesh
 from jaxsft.training.optimizer import Optimizer
@@ -68,14 +68,24 @@ MRPO = ObjectiveConfig("mrpo", beta=0.1, label_smoothing=0.1, sft_weight=0.3)
 REFERENCES = {"reference_0": unlikely, "reference_1": lambda tokens: -3.9 * len(tokens)}
 SFTMIX = ObjectiveConfig("sftmix", mu=0.5)
 SFTMIX_PRE = dataclasses.replace(SFTMIX, mix_hidden="pre_norm", lambda_scope="token", mix_alpha=2.0)
+
+
+def _regularized(config: TrainConfig, **changes: object) -> TrainConfig:
+    config.objective.regularizers = RegularizersConfig(**changes)
+    return config
+
+
 FROZEN = ("embed", "layers.0", "layers.*.mlp.gate_proj")
 CASES = [
     Case("full", _config()),
     Case("full-example-mean", _config(objective=ObjectiveConfig(reduction="example_mean"))),
     Case("full-frozen-layers", _config(optimizer=OptimizerConfig(freeze=FROZEN))),
+    Case("full-regularized", _regularized(_config(), neftune_alpha=5.0, kl_to_base=0.7, l2_to_start=0.1, l1=0.01)),
     Case("lora", _lora()),
     Case("sftmix", _config(objective=SFTMIX), group=2),
     Case("sftmix-lora-pre-norm", dataclasses.replace(_lora(), objective=SFTMIX_PRE), group=2),
+    Case("lora-regularized", _regularized(_lora(), neftune_alpha=5.0, kl_to_base=0.7, l2_to_start=0.1)),
+    Case("lora-l1", _regularized(_lora(), l1=0.1, l1_on="weights", l1_proximal=True)),
     Case("lora-some-layers", _lora(targets=("layers.1.attn.*_proj", "layers.*.mlp.down_proj", "head"))),
     Case("minor-sft", _config(objective=MINOR), extras={"reference_0": unlikely}),
     Case("minor-sft-lora-online", dataclasses.replace(_lora(), objective=MINOR)),
@@ -120,10 +130,10 @@ def lay_out(case: Case, table: list[list], length: int, slots: int, examples: li
 
 
 def start(case: Case, mesh, batch):
-    """The program, and a state whose adapters are not at zero."""
+    """The program, and a state whose adapters are not at zero, and that has left what it may be drawn back to."""
     program = build(case.config, llama(), mesh, 10, batch)
     state, frozen = program.initial(program.decoder.init(jax.random.key(1)))
-    if case.config.adapter.kind != "none":
+    if case.config.adapter.kind != "none" or frozen.start is not None:
         # the same wherever they live: drawn on the host
         rng = np.random.default_rng(3)
         noise = lambda p: jax.device_put(np.asarray(p) + 0.05 * rng.normal(size=p.shape).astype(np.float32), p.sharding)
@@ -172,12 +182,11 @@ def test_packing_does_not_change_the_gradient(case):
 def test_an_example_sees_no_other(case):
     batch = batch_of(case)
     program, state, frozen = start(case, one_device(), batch)
-    from jaxsft.adapters.method import Parts
 
     @jax.jit
     def logits(batch):
         model = BoundModel(
-            program.decoder, program.method, Parts(state.params, frozen, state.aux["method"]), {}, None, False
+            program.decoder, program.method, frozen.parts(state.params, state.aux["method"]), {}, None, False
         )
         output = model(batch)
         return output.head(output.head_params, output.hidden)

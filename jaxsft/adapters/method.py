@@ -23,11 +23,15 @@ class Parts(NamedTuple):
       params: trained; float32; differentiated; in the checkpoint.
       frozen: never differentiated, never in an adapter's checkpoint, never copied.
       aux: checkpointed but not differentiated (indices, ages, averages); integers live here.
+      start: what `params` were before the first step, like them in all else; None where no term of the loss asks.
+      fisher: how much each of `params` mattered for other data, likewise (`jaxsft.scoring.fisher`).
     """
 
     params: Tree
     frozen: Tree
     aux: Tree
+    start: Tree = None
+    fisher: Tree = None
 
 
 class Maintenance(NamedTuple):

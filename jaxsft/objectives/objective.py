@@ -42,18 +42,21 @@ class Model(Protocol):
       step_key: of this step, the same for all micro-batches: fold in what tells examples apart (`example_index`), and
         the draws do not depend on how the batch was cut.
       parts: the tuning method's arrays (`jaxsft.adapters.method.Parts`).
+      embed_dim: the width of the embedding, D.
     """
 
     key: jax.Array | None
     step_key: jax.Array | None
     parts: Any
+    embed_dim: int
 
     def __call__(self, batch: Batch, *, adapter: bool = True, embed_noise: jax.Array | None = None) -> ModelOutput:
         """One forward pass.
 
         Args:
           batch: the rows.
-          adapter: False switches adapters off, which gives the reference model without further memory.
+          adapter: False is the model that the run started from. Under an adapter that is the base, at no further
+            memory; in full fine-tuning it needs the parameters that `parts.start` keeps.
           embed_noise: [B, T, D], added to the embedded tokens.
         """
         ...
@@ -84,13 +87,17 @@ class Objective(Protocol):
         """Terms of the parameters alone, added once, after accumulation."""
         ...
 
+    def project(self, parts: Any, learning_rate: jax.Array) -> Any:
+        """The trained parameters once the optimizer has moved them: where they may not stay, moved back."""
+        ...
+
     def metrics(self, sums: dict[str, jax.Array]) -> dict[str, jax.Array]:
         """What is reported, from the sums over all micro-batches."""
         ...
 
 
 class Base:
-    """What most objectives answer: any data, no reference, no penalties."""
+    """What most objectives answer: any data, no reference, no penalties, no projection."""
 
     grouping = ""
     needs_reference = False
@@ -99,3 +106,8 @@ class Base:
         """None."""
         del parts
         return {}
+
+    def project(self, parts: Any, learning_rate: jax.Array) -> Any:
+        """As they are."""
+        del learning_rate
+        return parts.params

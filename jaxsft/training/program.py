@@ -24,10 +24,11 @@ from jaxsft.models.architecture import Architecture
 from jaxsft.models.checkpoint import load_params
 from jaxsft.models.decoder import Decoder
 from jaxsft.objectives.registry import make_objective
+from jaxsft.objectives.regularizers import kept
 from jaxsft.sharding import batch_sharding, data_shards, replicated, tree_shardings
 from jaxsft.training.checkpoint import abstract_like
 from jaxsft.training.optimizer import Optimizer, make_optimizer
-from jaxsft.training.state import TrainState
+from jaxsft.training.state import Frozen, TrainState
 from jaxsft.training.step import Step, make_step
 
 Tree = Any
@@ -40,7 +41,7 @@ class Program:
     Attributes:
       base: the base's parameters as ShapeDtypeStructs with shardings.
       state: TrainState, likewise.
-      frozen: likewise, what is not trained.
+      frozen: likewise, what is not trained; its `start` and `fisher` are None where no term of the loss asks.
       batch: likewise, a Batch.
       step: the step as a jitted function, state donated.
     """
@@ -52,7 +53,7 @@ class Program:
     optimizer: Optimizer
     base: Tree
     state: TrainState
-    frozen: Tree
+    frozen: Frozen
     batch: Batch
     step: Step
 
@@ -79,23 +80,31 @@ class Program:
         with jax.set_mesh(self.mesh):
             return jax.jit(init, out_shardings=shardings)(jax.random.key(self.config.seed))
 
-    def initial(self, base: Tree) -> tuple[TrainState, Tree]:
-        """State and frozen parameters of a fresh run, in their shardings; `base` is donated."""
-        start = jax.jit(
-            lambda base: _initial(self.config, self.method, self.optimizer, base),
-            out_shardings=jax.tree.map(lambda s: s.sharding, (self.state, self.frozen)),
-            donate_argnums=0,
-        )
-        with jax.set_mesh(self.mesh):
-            return start(base)
+    @property
+    def asks_base(self) -> bool:
+        """Whether a resumed run needs the base."""
+        return bool(jax.tree.leaves((self.frozen.method, self.frozen.start)))
 
-    def frozen_only(self, base: Tree) -> Tree:
-        """What a resumed run needs of the base; the rest comes from the checkpoint."""
+    def initial(self, base: Tree) -> tuple[TrainState, Frozen]:
+        """State and frozen arrays of a fresh run, in their shardings, less the Fisher; `base` is donated."""
+        start = lambda base: _initial(self.config, self.method, self.optimizer, base, self.frozen.start is not None)
+        return self._from_base(start, (self.state, self._frozen_of_base), base)
+
+    def frozen_only(self, base: Tree) -> Frozen:
+        """What a resumed run needs of the base; the rest comes from the checkpoint. `base` is donated."""
+        frozen = lambda base: _frozen(
+            self.method.split(base, jax.random.key(self.config.seed)), self.frozen.start is not None
+        )
+        return self._from_base(frozen, self._frozen_of_base, base)
+
+    @property
+    def _frozen_of_base(self) -> Frozen:
+        return dataclasses.replace(self.frozen, fisher=None)
+
+    def _from_base(self, function: Any, like: Tree, base: Tree) -> Tree:
+        shardings = jax.tree.map(lambda s: s.sharding, like)
         with jax.set_mesh(self.mesh):
-            frozen = lambda base: self.method.split(base, jax.random.key(0)).frozen
-            return jax.jit(frozen, out_shardings=jax.tree.map(lambda s: s.sharding, self.frozen), donate_argnums=0)(
-                base
-            )
+            return jax.jit(function, out_shardings=shardings, donate_argnums=0)(base)
 
 
 def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, example: Batch) -> Program:
@@ -125,10 +134,15 @@ def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, examp
     optimizer = make_optimizer(config.optimizer, steps, arch, parts.params)
     step = make_step(decoder, method, make_objective(config.objective), optimizer, config.accumulate, axes.params)
 
-    shapes, frozen = jax.eval_shape(lambda base: _initial(config, method, optimizer, base), abstract_base)
+    keeps_start, keeps_fisher = kept(config.objective.regularizers, method.trains_base)
+    shapes, frozen = jax.eval_shape(lambda base: _initial(config, method, optimizer, base, keeps_start), abstract_base)
     state_shardings = _state_shardings(shapes, axes, mesh)
     state = abstract_like(shapes, state_shardings)
-    frozen = abstract_like(frozen, tree_shardings(axes.frozen, frozen, mesh))
+    frozen = Frozen(
+        abstract_like(frozen.method, tree_shardings(axes.frozen, frozen.method, mesh)),
+        state.params if keeps_start else None,
+        state.params if keeps_fisher else None,
+    )
     base = abstract_like(abstract_base, tree_shardings(decoder.logical_axes(), abstract_base, mesh))
     rows = batch_sharding(mesh)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), example)
@@ -175,13 +189,20 @@ def abstract_batch(rows: int, length: int, slots: int) -> Batch:
     return Batch(ints, ints, ints, ints, ints, floats, extras)
 
 
-def _initial(config: TrainConfig, method: Method, optimizer: Optimizer, base: Tree) -> tuple[TrainState, Tree]:
+def _initial(
+    config: TrainConfig, method: Method, optimizer: Optimizer, base: Tree, keeps_start: bool
+) -> tuple[TrainState, Frozen]:
     key = jax.random.key(config.seed)
     parts = method.split(base, key)
     aux = {"method": parts.aux} | ({"ema": jax.tree.map(jnp.copy, parts.params)} if optimizer.ema else {})
     opt_state = optimizer.transformation.init(parts.params)
     state = TrainState(jnp.zeros((), jnp.int32), parts.params, opt_state, jax.random.key_data(key), aux)
-    return state, parts.frozen
+    return state, _frozen(parts, keeps_start)
+
+
+def _frozen(parts: Parts, keeps_start: bool) -> Frozen:
+    """Of the parts of a fresh run; the start is a copy, for the parameters themselves are donated."""
+    return Frozen(parts.frozen, jax.tree.map(jnp.copy, parts.params) if keeps_start else None)
 
 
 def _state_shardings(shapes: TrainState, axes: Parts, mesh: Mesh) -> TrainState:

@@ -5,12 +5,11 @@ import hashlib
 import json
 from typing import Any
 
-import jax
 from etils import epath
 from jax.sharding import Mesh
 
 from jaxsft.adapters.method import Method, Parts
-from jaxsft.config import CheckpointConfig, ModelConfig, TrainConfig
+from jaxsft.config import CheckpointConfig, ModelConfig, RegularizersConfig, TrainConfig
 from jaxsft.data.classes import inference_condition
 from jaxsft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxsft.errors import UserError
@@ -169,14 +168,15 @@ def _open_run(
         _check_unchanged(source, folder, record)
     run.model.dtype, run.model.attention, run.model.remat = config.dtype, config.attention, "none"
     run.model.param_dtype = run.model.param_dtype if config.param_dtype == "auto" else config.param_dtype
-    run.batch_size, run.accumulate = mesh.size, 1  # a program is built for its shapes; no step is run
+    run.batch_size, run.accumulate = mesh.size, 1  # a program is built for its shapes; no step is run,
+    run.objective.regularizers = RegularizersConfig()  # so nothing is kept for its loss
     program = build(run, load_architecture(source), mesh, 1, abstract_batch(mesh.size, 1, 1))
     frozen = program.frozen
-    if jax.tree.leaves(frozen):
+    if program.asks_base:
         frozen = program.frozen_only(program.load_base(source))
     state = checkpoints.restore_parameters(checkpoints.latest if step is None else step, program.state)
     checkpoints.close()
-    parts = Parts(state.aux.get("ema", state.params), frozen, state.aux["method"])
+    parts = frozen.parts(state.aux.get("ema", state.params), state.aux["method"])
     params, adapters = program.method.compose(parts, {})
     tokenizer = load_tokenizer(str(source))
     asked = run.data.template, source, inference_condition(run.data)

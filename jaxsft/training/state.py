@@ -1,9 +1,11 @@
-"""The train state: everything that a checkpoint holds."""
+"""What the step works on: the train state, which a checkpoint holds, and what never changes, which none does."""
 
 import dataclasses
 from typing import Any
 
 import jax
+
+from jaxsft.adapters.method import Parts
 
 Tree = Any
 
@@ -27,3 +29,23 @@ class TrainState:
     opt_state: Tree
     key: jax.Array
     aux: Tree
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Frozen:
+    """What the step reads and never changes: not differentiated, and in no checkpoint.
+
+    Attributes:
+      method: the tuning method's frozen arrays; see `jaxsft.adapters.method.Parts`.
+      start: see `Parts.start`; on resume it is made from the base again.
+      fisher: see `Parts.fisher`; on resume it is read from the workdir.
+    """
+
+    method: Tree
+    start: Tree = None
+    fisher: Tree = None
+
+    def parts(self, params: Tree, aux: Tree) -> Parts:
+        """With the trained parameters and the method's state: all that a method or an objective sees."""
+        return Parts(params, self.method, aux, self.start, self.fisher)

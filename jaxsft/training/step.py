@@ -20,11 +20,11 @@ from jaxsft.objectives.objective import ModelOutput, Objective
 from jaxsft.objectives.terms import Term, ratio, total
 from jaxsft.sharding import constrain
 from jaxsft.training.optimizer import Optimizer
-from jaxsft.training.state import TrainState
+from jaxsft.training.state import Frozen, TrainState
 
 Tree = Any
 Keys = tuple[jax.Array, jax.Array]  # of the step, and of the micro-batch
-Step = Callable[[TrainState, Tree, Batch], tuple[TrainState, dict[str, jax.Array]]]
+Step = Callable[[TrainState, Frozen, Batch], tuple[TrainState, dict[str, jax.Array]]]
 
 
 def make_step(
@@ -49,18 +49,20 @@ def make_step(
       A pure function, to be jitted with the state donated. Its metrics are float32 scalars.
     """
 
-    def loss(params: Tree, probes: Tree, state: TrainState, frozen: Tree, batch: Batch, keys: Keys, denominators: dict):
-        parts = Parts(params, frozen, state.aux["method"])
+    def loss(
+        params: Tree, probes: Tree, state: TrainState, frozen: Frozen, batch: Batch, keys: Keys, denominators: dict
+    ):
+        parts = frozen.parts(params, state.aux["method"])
         model = BoundModel(decoder, method, parts, probes, keys)
         terms, sums = objective(model, batch, denominators)
         terms = terms | method.terms(model.reports, batch, denominators)
         shares = {f"loss/{name}": term.coefficient * ratio(term.sum, term.denominator) for name, term in terms.items()}
         return total(terms), sums | (shares if len(shares) > 1 else {})
 
-    def gradients(state: TrainState, frozen: Tree, batch: Batch, key: jax.Array):
+    def gradients(state: TrainState, frozen: Frozen, batch: Batch, key: jax.Array):
         """Loss, metric sums, and gradients of parameters and probes, summed over the micro-batches."""
         denominators = objective.denominators(batch) | method.denominators(batch)
-        probes = method.probes(Parts(state.params, frozen, state.aux["method"]))
+        probes = method.probes(frozen.parts(state.params, state.aux["method"]))
 
         def micro_step(micro: Batch, index: jax.Array | int):
             function = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
@@ -84,12 +86,12 @@ def make_step(
     def pin(grads: Tree) -> Tree:
         return grads if axes is None else jax.tree.map(lambda g, a: constrain(g, *a), grads, axes)
 
-    def step(state: TrainState, frozen: Tree, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
+    def step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         (value, sums), (grads, probe_grads) = gradients(state, frozen, batch, key)
 
         def penalty(params: Tree) -> tuple[jax.Array, dict[str, jax.Array]]:
-            parts = Parts(params, frozen, state.aux["method"])
+            parts = frozen.parts(params, state.aux["method"])
             terms = method.penalties(parts) | objective.penalties(parts)
             return total(terms), _shares(terms)
 
@@ -105,8 +107,10 @@ def make_step(
         learning_rate = optimizer.schedule(state.step)
         updates = masked(jax.tree.map(lambda d: -learning_rate * d, directions))
         params = optax.apply_updates(state.params, updates)
+        projected = objective.project(frozen.parts(params, state.aux["method"]), learning_rate)
+        params = projected if mask is None else jax.tree.map(jnp.where, mask, projected, params)
 
-        aux = state.aux | {"method": method.observe(Parts(state.params, frozen, state.aux["method"]), probe_grads)}
+        aux = state.aux | {"method": method.observe(frozen.parts(state.params, state.aux["method"]), probe_grads)}
         if "ema" in aux:
             decay = optimizer.ema
             aux["ema"] = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, aux["ema"], params)
@@ -132,6 +136,7 @@ class BoundModel:
       key: of this step and micro-batch, for an objective's own randomness; None in evaluation.
       step_key: of this step; see `jaxsft.objectives.objective.Model`.
       parts: the method's arrays, for what an objective keeps among them.
+      embed_dim: the width of the embedding, D.
       reports: what the adapters said, a tree a forward pass.
     """
 
@@ -140,18 +145,22 @@ class BoundModel:
     ):
         self._decoder, self._train = decoder, train
         self.step_key, self.key = keys or (None, None)
-        self.parts = parts
+        self.parts, self.embed_dim = parts, decoder.arch.embed_dim
         self._params, self._adapters = method.compose(parts, probes)
+        self._method, self._probes = method, probes
         self.reports: list[Tree] = []
 
     def __call__(self, batch: Batch, *, adapter: bool = True, embed_noise: jax.Array | None = None) -> ModelOutput:
-        """A forward pass; `adapter=False` is the reference model under the adapter, at no extra memory."""
+        """A forward pass; `adapter=False` is the model that the run started from: under an adapter the base, at no
+        extra memory, and in full fine-tuning the parameters that `parts.start` keeps."""
+        params, adapters = self._params, self._adapters if adapter else None
         if not adapter and self._adapters is None:
-            raise ValueError("there is no adapter to switch off: a fully trained model is not its own reference")
-        adapters = self._adapters if adapter else None
+            if self.parts.start is None:
+                raise ValueError("there is no adapter to switch off: a fully trained model is not its own reference")
+            params, _ = self._method.compose(self.parts._replace(params=self.parts.start), self._probes)
         ctx = Context(self.key, batch.example_ids, batch.segment_ids > 0, batch.extras, self._train and adapter)
         out = self._decoder.forward(
-            self._params,
+            params,
             batch.tokens,
             batch.positions,
             batch.segment_ids,
@@ -161,8 +170,8 @@ class BoundModel:
         )
         if adapter and adapters is not None:
             self.reports.append(out.aux)
-        head_params = self._decoder.head_params(self._params, adapters)
-        norm = functools.partial(self._decoder.final_norm, self._params)
+        head_params = self._decoder.head_params(params, adapters)
+        norm = functools.partial(self._decoder.final_norm, params)
         return ModelOutput(out.hidden, self._decoder.head, head_params, out.aux, out.unnormed, norm)
 
 

@@ -19,7 +19,7 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
-from jaxsft.adapters.method import Maintenance, Parts
+from jaxsft.adapters.method import Maintenance
 from jaxsft.config import DataConfig, MixtureConfig, TrainConfig
 from jaxsft.data.classes import for_held_out, inference_condition
 from jaxsft.data.dataset import Dataset, prepare
@@ -34,9 +34,10 @@ from jaxsft.models.checkpoint import fingerprint, load_architecture, resolve
 from jaxsft.objectives.registry import make_objective
 from jaxsft.sharding import data_shards, make_mesh, process_share
 from jaxsft.training.checkpoint import Checkpoints, snapshot_steps
+from jaxsft.training.fisher import Fisher
 from jaxsft.training.program import Program, build, check_rows, parameter_count
 from jaxsft.training.references import References
-from jaxsft.training.state import TrainState
+from jaxsft.training.state import Frozen, TrainState
 from jaxsft.training.throughput import flops_per_token, memory_gib, peak_flops
 from jaxsft.training.workdir import Metrics, Workdir
 from jaxsft.validation import to_dict
@@ -90,6 +91,7 @@ class Run:
     dataset: Dataset
     loader: Loader
     references: References
+    fisher: Fisher
     held_out: Loader | None
     tasks: list[Task]
     base_path: epath.Path
@@ -113,6 +115,7 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
             f"{config.data.grouping!r}."
         )
     references = References(config, objective, folder.path / "scores")
+    fisher = Fisher(config, tokenizer, folder.path / "fisher")
     dataset = prepare(config.data, tokenizer, config.seed)
     _say(dataset.report)
     dataset.check_vocabulary(arch.vocab_size)
@@ -120,7 +123,7 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
     rows = process_share(mesh, jax.process_index())
     loader = Loader(dataset, config.data, config.batch_size, config.seed, *rows)
     held_out, fingerprints = None, {"data": dataset.fingerprint, "model": fingerprint(path)}
-    fingerprints |= references.fingerprints()
+    fingerprints |= references.fingerprints() | fisher.fingerprints()
     if config.eval.path:
         data = held_out_data(config)
         held_out_set = prepare(data, tokenizer, config.seed)
@@ -138,7 +141,7 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
     tasks = _prepare_tasks(config, program, tokenizer, path, references)
     fingerprints |= {f"{task.name}_data": task.fingerprint for task in tasks}
     folder.record(type(config).__name__, to_dict(config), fingerprints)  # now that nothing is left to refuse
-    trained, frozen = parameter_count(program.state.params), parameter_count(program.frozen)
+    trained, frozen = parameter_count(program.state.params), parameter_count(program.frozen.method)
     _say(
         f"model: {path.name}, {arch.num_layers} layers, {trained:,} trained and {frozen:,} frozen parameters; "
         f"mesh: {dict(zip(mesh.axis_names, mesh.axis_sizes))}; "
@@ -153,7 +156,7 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
         _say(f"step compiled in {time.monotonic() - began:.1f} s; it needs {needed:.3f} GiB a device")
     share = trained / (trained + frozen) if frozen else 1.0
     flops = flops_per_token(arch, loader.mean_unit_length, share if program.method.trains_base else 0.0)
-    return Run(config, program, compiled, dataset, loader, references, held_out, tasks, path, steps, flops)
+    return Run(config, program, compiled, dataset, loader, references, fisher, held_out, tasks, path, steps, flops)
 
 
 def held_out_data(config: TrainConfig) -> DataConfig:
@@ -195,20 +198,21 @@ def _prepare_tasks(
     return tasks
 
 
-def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Any, dict[str, Any]]:
+def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Frozen, dict[str, Any]]:
     """A fresh state, or the last whole checkpoint's."""
     program, fresh = run.program, checkpoints.latest is None
     scored, base = run.references.recall(run.dataset), None
-    if fresh or not scored or jax.tree.leaves(program.frozen):
+    if fresh or not scored or program.asks_base:
         base = program.load_base(run.base_path)
     if not scored:
         run.references.score(run.dataset, run.loader, program.decoder, program.mesh, base)
     if fresh:
         state, frozen = program.initial(base)
-        return state, frozen, {"num_tokens": 0}
+        return state, run.fisher.add(program, frozen), {"num_tokens": 0}
     _say(f"resuming at step {checkpoints.latest}")
-    frozen = program.frozen_only(base) if jax.tree.leaves(program.frozen) else program.frozen
+    frozen = program.frozen_only(base) if program.asks_base else program.frozen
     del base
+    frozen = run.fisher.add(program, frozen)
     state, counters = checkpoints.restore(checkpoints.latest, program.state)
     return state, frozen, counters
 
@@ -221,7 +225,7 @@ class Loop:
         run: Run,
         checkpoints: Checkpoints,
         metrics: Metrics,
-        frozen: Any,
+        frozen: Frozen,
         counters: dict[str, Any],
         snapshots: frozenset[int],
     ):
@@ -246,7 +250,7 @@ class Loop:
                 batch = to_devices(next(batches), mesh)
                 state, metrics = run.compiled(state, self._frozen, batch)
                 if self._maintain and self._maintain.due(step):
-                    state = self._maintain.apply(state, self._frozen)
+                    state = self._maintain.apply(state, self._frozen.method)
                 self._read(bar)
                 self._pending = (step, metrics)
                 every = run.config.eval.every
@@ -308,7 +312,8 @@ class Loop:
         if run.held_out is None and not run.tasks:
             return
         params = state.aux.get("ema", state.params)
-        model, adapters = run.program.method.compose(Parts(params, self._frozen, state.aux["method"]), {})
+        parts = self._frozen.parts(params, state.aux["method"])
+        model, adapters = run.program.method.compose(parts, {})
         if run.held_out is not None:
             self._evaluate_held_out(step, run.held_out, model, adapters)
         for task in run.tasks:

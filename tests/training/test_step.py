@@ -22,7 +22,7 @@ from jaxsft.objectives.terms import Term
 from jaxsft.sharding import make_mesh
 from jaxsft.training import program as program_module
 from jaxsft.training.optimizer import Optimizer
-from jaxsft.training.state import TrainState
+from jaxsft.training.state import Frozen, TrainState
 from jaxsft.training.step import BoundModel, make_step
 from jaxsft.training.train import _jit_maintenance
 from tests.tiny import llama, make_batch, on_device, packed_rows, random_examples
@@ -55,7 +55,9 @@ def start(method, base, key: int = 0, **aux: Any) -> tuple[TrainState, Any]:
     parts = method.split(base, jax.random.key(5))
     opt_state = descent().transformation.init(parts.params)
     key_data = jax.random.key_data(jax.random.key(key))
-    return TrainState(jnp.int32(0), parts.params, opt_state, key_data, {"method": parts.aux} | aux), parts.frozen
+    return TrainState(jnp.int32(0), parts.params, opt_state, key_data, {"method": parts.aux} | aux), Frozen(
+        parts.frozen
+    )
 
 
 # --- a method that uses the whole seam
