@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxsft.adapters.method import Parts
 from jaxsft.config import (
     AdapterConfig,
     ClassesConfig,
@@ -21,6 +22,7 @@ from jaxsft.config import (
     ObjectiveConfig,
     OptimizerConfig,
     RecipeConfig,
+    RegularizersConfig,
     ScoreConfig,
     SourceConfig,
     StageConfig,
@@ -243,6 +245,13 @@ def _grade(choice, tmp_path):
     return int(choose([Question("", ["aaaa", "b", "cc"], {0}, "")], scores, tokens, choice)[0])
 
 
+def _l1_on(choice, tmp_path):
+    """The penalty of a weight of 2 that has not moved."""
+    objective = make_objective(ObjectiveConfig(regularizers=RegularizersConfig(l1=1.0, l1_on=choice)))
+    weight = {"w": jnp.float32(2.0)}
+    return float(objective.penalties(Parts(weight, {}, {}, weight))["l1"].sum)
+
+
 def _schedule(choice, tmp_path):
     return tuple(float(make_schedule(OptimizerConfig(schedule=choice), 20)(step)) for step in range(20))
 
@@ -320,6 +329,7 @@ READERS = {
     "mix_hidden": (lambda choice, _: _mixture(mix_hidden=choice), None),
     "mix_reduction": (lambda choice, _: _mixture(mix_reduction=choice), None),
     "StageConfig.kind": (lambda choice, _: stages.KINDS[choice].config.__name__, None),
+    "l1_on": (_l1_on, {"change": 0.0, "weights": 2.0}),
     "schedule": (_schedule, None),
     "task": (lambda choice, _: HEADLINES[choice], None),
     "normalize": (_grade, {"none": 1, "tokens": 2, "bytes": 0}),

@@ -3,7 +3,7 @@
     NEFTune      x + alpha / sqrt(L D) u, u uniform in [-1, 1]^(L x D)   on the embedded tokens x of an example of
                  length L, in training (Jain et al. 2023, arXiv:2310.05914)
     kl_to_base   lambda mean_t KL(p_0(. | context_t) || p(. | context_t))   over the supervised tokens t, p_0 the
-                 model that the run started from
+                 model that the run started from; with NEFTune both read the same noise
     l2_to_start  lambda / 2 ||theta - theta_0||^2   (L2-SP: Xuhong et al. 2018, arXiv:1802.01483, equation 3)
     ewc          lambda / 2 sum_i F_i (theta_i - theta_0,i)^2   (Kirkpatrick et al. 2017, arXiv:1612.00796, equation 3),
                  F the diagonal of the Fisher information at theta_0 (`jaxsft.scoring.fisher`)
@@ -72,7 +72,8 @@ class Regularized:
         model = _Listened(model, self.neftune_alpha)
         terms, sums = self.objective(model, batch, denominators)
         if self.kl_to_base:
-            divergence = jnp.sum(kl_from_base(model, model.output(batch), batch, self.chunk_size))
+            output = model.output(batch)
+            divergence = jnp.sum(kl_from_base(model, output, batch, self.chunk_size, **model.noise(batch)))
             terms = terms | {"kl_to_base": Term(self.kl_to_base, divergence, denominators["kl_to_base"])}
             own = {"kl_to_base_sum": divergence, "kl_to_base_tokens": jnp.sum(_supervised(batch))}
             sums = sums | own
@@ -146,9 +147,17 @@ def neftune_noise(key: jax.Array, batch: Batch, embed_dim: int, alpha: float) ->
     return size[..., None] * jax.vmap(jax.vmap(draw))(example, place)
 
 
-def kl_from_base(model: Model, output: ModelOutput, batch: Batch, chunk_size: int) -> jax.Array:
-    """KL(base || model) of every supervised token in nats, [B, T], 0 elsewhere; differentiable in the model alone."""
-    base = model(batch, adapter=False)
+def kl_from_base(model: Model, output: ModelOutput, batch: Batch, chunk_size: int, **noise: jax.Array) -> jax.Array:
+    """KL(base || model) of every supervised token in nats, [B, T], 0 elsewhere; differentiable in the model alone.
+
+    Args:
+      model: gives the base.
+      output: what the model gave for these rows.
+      batch: the rows.
+      chunk_size: tokens per device whose logits exist at once.
+      **noise: `embed_noise`, if the model had any: both are asked the same.
+    """
+    base = model(batch, adapter=False, **noise)
     return token_kl(
         base.head,
         base.head_params,
@@ -173,7 +182,8 @@ def squared_norm(tree: Tree) -> jax.Array:
 
 def l1_norm(tree: Tree) -> jax.Array:
     """The sum of magnitudes; its gradient is the sign, and 0 at 0."""
-    return _sum(jax.tree.map(jnp.abs, tree))
+    # not jnp.abs, whose gradient at 0 is 1 and would move what has not moved
+    return _sum(jax.tree.map(lambda x: x * jax.lax.stop_gradient(jnp.sign(x)), tree))
 
 
 def sparsity(tree: Tree) -> jax.Array:
@@ -208,16 +218,20 @@ class _Listened:
     def __call__(self, batch: Batch, *, adapter: bool = True, **options: Any) -> ModelOutput:
         if not adapter:
             return self._model(batch, adapter=False, **options)
-        plain = not options
-        if self._alpha and self._model.step_key is not None:
-            key = jax.random.fold_in(self._model.step_key, NEFTUNE)
-            noise = neftune_noise(key, batch, self._model.embed_dim, self._alpha)
-            given = options.get("embed_noise")
-            options["embed_noise"] = noise if given is None else given + noise
-        output = self._model(batch, **options)
-        if plain:
+        noise = self.noise(batch)
+        if noise and options.get("embed_noise") is not None:
+            noise["embed_noise"] += options["embed_noise"]
+        output = self._model(batch, **options | noise)
+        if not options:
             self._outputs.append((batch, output))
         return output
+
+    def noise(self, batch: Batch) -> dict[str, jax.Array]:
+        """NEFTune's, as an argument of the model; none in evaluation, which has no key."""
+        if not self._alpha or self._model.step_key is None:
+            return {}
+        key = jax.random.fold_in(self._model.step_key, NEFTUNE)
+        return {"embed_noise": neftune_noise(key, batch, self._model.embed_dim, self._alpha)}
 
     def output(self, batch: Batch) -> ModelOutput:
         """What the model answers for these rows: what the objective was given, where it asked just that."""

@@ -66,7 +66,7 @@ class Fisher:
         if program.frozen.fisher is None:
             return frozen
         if self._key_file.exists() and json.loads(self._key_file.read_text()) == self._key():
-            return dataclasses.replace(frozen, fisher=ocp.load_pytree(self._arrays, program.frozen.fisher))
+            return dataclasses.replace(frozen, fisher=ocp.load(self._arrays, program.frozen.fisher))
         self._dataset.check_vocabulary(program.decoder.arch.vocab_size)
         fisher = diagonal_fisher(
             program.decoder,
@@ -76,7 +76,7 @@ class Fisher:
             program.mesh,
             self._config.objective.chunk_size,
         )
-        ocp.save_pytree(self._arrays, fisher, overwrite=True)
+        ocp.save(self._arrays, fisher, overwrite=True)
         if jax.process_index() == 0:
             files.write_json(self._key_file, self._key())
         return dataclasses.replace(frozen, fisher=fisher)
