@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from jaxsft.config import DataConfig
 from jaxsft.data.conversation import Conversation, Message
 from jaxsft.data.groups import Groups
 from jaxsft.errors import UserError
@@ -56,15 +57,24 @@ def pairs(dataset: "Dataset", members: np.ndarray, epoch: int) -> Groups:
     """Each chosen example with its rejected one, which follows it in the data set.
 
     Raises:
-      UserError: if more than answers is supervised.
+      UserError: if more than answers is supervised, or pairs are to count unlike.
     """
     del epoch
-    if dataset.config.supervise != "assistant":
-        raise UserError(
-            f"config.data.supervise is {dataset.config.supervise!r}, but preference pairs compare answers alone; set "
-            "it to 'assistant'."
-        )
+    _refuse_unlike(dataset.config)
     return Groups.of(np.stack([members, members + 1], axis=1).ravel(), np.full(len(members), 2))
+
+
+def _refuse_unlike(data: DataConfig) -> None:
+    classes, cure = data.classes, "pairs count alike; weigh their sources with `weight` in config.data.sources."
+    if data.supervise != "assistant":
+        raise UserError(
+            f"config.data.supervise is {data.supervise!r}, but preference pairs compare answers alone; set it to "
+            "'assistant'."
+        )
+    if data.weighting != "token":
+        raise UserError(f"config.data.weighting is {data.weighting!r}, but preference {cure}")
+    if classes.reward or classes.balanced or not {0.0, 1.0}.issuperset(classes.weight.values()):
+        raise UserError(f"config.data.classes weighs examples, but preference {cure}")
 
 
 def _common_beginning(first: list[Message], second: list[Message]) -> int:

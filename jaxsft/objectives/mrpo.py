@@ -102,7 +102,9 @@ class MRPO(Preference):
                 f"{'is 1 reference' if count == 1 else f'are {count} references'} (config.reference.models)."
             )
         if self.swap_weights and count != 2:
-            raise UserError(f"config.objective.swap_weights is of two references, but there are {count}.")
+            raise UserError(
+                f"config.objective.swap_weights is of two references, but config.reference.models has {count}."
+            )
         chosen, rejected = by_pair(log_probs)
         weights = jnp.asarray(fixed) if fixed else confidence_weights(chosen, rejected)
         weights = weights[::-1] if self.swap_weights else weights
