@@ -32,12 +32,14 @@ class Case:
       group: examples of a group; batches of several hold `member`, and packing splits no group.
       extras: what its batches hold besides: name -> a function from an example's tokens to its number, so that it is
         the same wherever the example stands.
+      chunks: whether the examples of a group see those before them.
     """
 
     name: str
     config: TrainConfig
     group: int = 1
     extras: Mapping[str, Callable[[np.ndarray], float]] = dataclasses.field(default_factory=dict)
+    chunks: bool = False
 
 
 def _config(**changes: object) -> TrainConfig:
@@ -75,6 +77,7 @@ def _regularized(config: TrainConfig, **changes: object) -> TrainConfig:
     return config
 
 
+DOMAINS = {"domain/odd": lambda tokens: len(tokens) % 2, "domain/even": lambda tokens: 1 - len(tokens) % 2}
 FROZEN = ("embed", "layers.0", "layers.*.mlp.gate_proj")
 CASES = [
     Case("full", _config()),
@@ -91,6 +94,7 @@ CASES = [
     Case("minor-sft-lora-online", dataclasses.replace(_lora(), objective=MINOR)),
     Case("mrpo", _config(objective=MRPO), group=2, extras=REFERENCES),
     Case("minor-dpo-lora-online", dataclasses.replace(_lora(), objective=MINOR_DPO), group=2),
+    Case("mixture-of-instructions", _config(), group=2, extras=DOMAINS, chunks=True),
 ]
 MESHES = {
     "fsdp=8": MeshConfig(1, 8, 1),
@@ -126,7 +130,15 @@ def lay_out(case: Case, table: list[list], length: int, slots: int, examples: li
             batch.extras[name][row, slot] = number(batch.tokens[row, batch.example_ids[row] == slot + 1])
     if case.group > 1:
         batch.extras["member"] = np.where(filled, np.arange(slots) % case.group, -1).astype(np.int32)
-    return batch
+    return chunked(batch, case.group) if case.chunks else batch
+
+
+def chunked(batch, size: int):
+    """The batch with so many examples an attention unit."""
+    units = np.where(batch.example_ids > 0, (batch.example_ids - 1) // size + 1, 0)
+    begins = [[np.searchsorted(row, unit) for unit in row] for row in np.where(units > 0, units, size + units.max())]
+    positions = np.where(units > 0, np.arange(units.shape[1]) - np.array(begins), 0)
+    return dataclasses.replace(batch, segment_ids=units.astype(np.int32), positions=positions.astype(np.int32))
 
 
 def start(case: Case, mesh, batch):
@@ -179,7 +191,7 @@ def test_packing_does_not_change_the_gradient(case):
     np.testing.assert_allclose(metrics["loss"], metrics_of_single["loss"], rtol=2e-6)
 
 
-def test_an_example_sees_no_other(case):
+def test_an_attention_unit_sees_no_other(case):
     batch = batch_of(case)
     program, state, frozen = start(case, one_device(), batch)
 
@@ -192,7 +204,7 @@ def test_an_example_sees_no_other(case):
         return output.head(output.head_params, output.hidden)
 
     before = logits(batch)
-    chosen = batch.example_ids == 2
+    chosen = batch.segment_ids == 2
     edited = dataclasses.replace(batch, tokens=np.where(chosen, 63 - batch.tokens, batch.tokens))
     after = logits(edited)
     others = (batch.segment_ids > 0) & ~chosen
