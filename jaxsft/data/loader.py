@@ -148,6 +148,11 @@ class Loader:
         return _Epoch(groups, self._lay_out(groups, epoch, shuffle=True))
 
     def _lay_out(self, groups: Groups, epoch: int, shuffle: bool) -> Plan:
+        if self._packing and (largest := int(groups.sizes().max(initial=0))) > self.num_slots:
+            raise UserError(
+                f"config.data.max_examples_per_row is {self.num_slots}, but examples stand in groups of {largest} "
+                f"(config.data.grouping); raise it to {largest} or more."
+            )
         return plan(
             groups.sums(self._dataset.lengths),
             self.row_length,

@@ -106,8 +106,13 @@ def test_the_sides_of_a_pair_fit_in_a_row(make):
         make(rows, max_length=80, truncation="error")
     with pytest.raises(UserError, match="max_length is 3"):
         make(rows, max_length=3)
-    single = Loader(dataset, DataConfig(max_length=80, packing=False, grouping="preference"), 1)
-    assert single.num_slots == 2
+    unpacked = DataConfig(max_length=80, packing=False, max_examples_per_row=1, grouping="preference")
+    assert Loader(dataset, unpacked, 1).num_slots == 2
+    narrow = Loader(make(rows, max_examples_per_row=1), DataConfig(max_examples_per_row=1, grouping="preference"), 1)
+    with pytest.raises(
+        UserError, match=r"max_examples_per_row is 1, but examples stand in groups of 2 .* raise it to 2"
+    ):
+        narrow.rows()
 
 
 def test_sources_are_weighed_by_pairs(make):
