@@ -17,6 +17,7 @@ from jaxsft.config import (
     EvalConfig,
     EvaluateConfig,
     ObjectiveConfig,
+    OptimizerConfig,
     TaskConfig,
     TrainConfig,
 )
@@ -29,6 +30,7 @@ from jaxsft.objectives.cross_entropy import token_log_probs
 from jaxsft.objectives.objective import ModelOutput
 from jaxsft.objectives.registry import make_objective
 from jaxsft.objectives.terms import total
+from jaxsft.training.optimizer import make_schedule
 from jaxsft.training.train import train
 from tests.conftest import REPOSITORY
 from tests.data.conftest import make_tokenizer, write_jsonl
@@ -94,6 +96,13 @@ def test_the_closed_form():
     output = ModelOutput(jnp.float32(logits)[None, :, None], head, {"kernel": jnp.array([[0.0, 1.0]])})
     terms, _ = OBJECTIVE(lambda _: output, batch, OBJECTIVE.denominators(batch))
     assert float(total(terms)) == pytest.approx(3.4 / 2.1, rel=1e-6)
+
+
+def test_the_schedule_is_openchats():
+    """T11: 5 steps of warm-up, a cosine to a tenth at step 100."""
+    schedule = make_schedule(OptimizerConfig(learning_rate=1.0, warmup_steps=5, final_ratio=0.1), 100)
+    rates = [float(schedule(step)) for step in (1, 4, 5, 52, 100)]
+    np.testing.assert_allclose(rates, [0.2, 0.8, 1.0, 0.55744, 0.1], atol=1e-5)
 
 
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 70.0])
