@@ -59,6 +59,11 @@ class References:
                 "references score each example by itself, but config.data.attention_unit is "
                 f"{config.data.attention_unit!r}; set it to 'example', or leave config.reference.models empty."
             )
+        if self.models and config.data.grouping == "domain" and config.data.truncation == "right":
+            raise UserError(
+                "references score each example whole, but config.data.truncation 'right' cuts members of long chunks; "
+                "set it to 'drop', or leave config.reference.models empty."
+            )
         if self.models and config.model.init == "random" and START in self.models:
             raise UserError("config.model.init is 'random', which is no reference; name a config.reference.models.")
 
