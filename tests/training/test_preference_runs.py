@@ -65,7 +65,7 @@ def test_a_loss_on_pairs_needs_pairs(model_folder, pairs, tmp_path):
 
 
 def test_the_margin_of_real_pairs_rises(real_data, tmp_path):
-    """The first sixty records, of which two dozen fit, three times over."""
+    """The first sixty records, of which two dozen fit, eight times over."""
     config = config_of(
         real_data / "models" / "stories260K",
         real_data / "preference" / "dpo_en_demo.json",
