@@ -552,3 +552,19 @@ class RecipeConfig:
 
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     stages: list[StageConfig] = dataclasses.field(default_factory=list)
+
+
+@dataclasses.dataclass
+class MergeConfig:
+    """Models that `scripts/merge.py` makes one of.
+
+    Attributes:
+      method: "linear" (the weighted mean).
+      models: folders, hub names or workdirs; dtype, tokenizer and chat template are those of the last.
+      weights: one for each model, of sum 1.
+    """
+
+    method: str = "linear"
+    models: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)

@@ -36,7 +36,8 @@ class Case:
     Attributes:
       name: the file's.
       file: it has `get_config()`, and `LEARNING_RATES`, peaks to sweep. A method that is more than one training run
-        also has `run(config, workdir)`, which leaves a model in the workdir.
+        also has `run(config, workdir)`, which leaves a model in the workdir, or returns the
+        folder (`pathlib.Path`) in which it left one.
       about: the first line of its docstring.
       learning_rates: see `file`.
       staged: whether it brings its own `run`.
@@ -152,8 +153,8 @@ def execute(job: Job, folder: Path) -> None:
             suite.model.path = job.start
         else:
             run: Callable[[TrainConfig, str], object] = runpy.run_path(str(job.case.file)).get("run", train)
-            run(job.config(), str(folder))
-            suite.model.path = str(folder)
+            left = run(job.config(), str(folder))
+            suite.model.path = str(left if isinstance(left, Path) else folder)
         evaluate(suite).write(folder / EVALUATION)
 
 

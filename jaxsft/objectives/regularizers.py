@@ -4,7 +4,7 @@
                  length L, in training (Jain et al. 2023, arXiv:2310.05914)
     kl_to_base   lambda mean_t KL(p_0(. | context_t) || p(. | context_t))   over the supervised tokens t, p_0 the
                  model that the run started from; with NEFTune both read the same noise
-    l2_to_start  lambda / 2 ||theta - theta_0||^2   (L2-SP: Xuhong et al. 2018, arXiv:1802.01483, equation 3)
+    l2_to_start  lambda / 2 ||theta - theta_0||^2   (L2-SP: Li et al. 2018, arXiv:1802.01483, equation 3)
     ewc          lambda / 2 sum_i F_i (theta_i - theta_0,i)^2   (Kirkpatrick et al. 2017, arXiv:1612.00796, equation 3),
                  F the diagonal of the Fisher information at theta_0 (`jaxsft.scoring.fisher`)
     l1           lambda ||theta - theta_0||_1 or lambda ||theta||_1   (PAFT: Pentyala et al. 2024, arXiv:2406.17923)

@@ -148,3 +148,23 @@ def test_a_case_of_several_runs_brings_its_own(cases: Path, tmp_path: Path):
     before = job.folder(tmp_path)
     case.file.write_text(case.file.read_text().replace("(workdir)", '("there")'))
     assert job.folder(tmp_path) != before, "what `run` does decides the figures too"
+
+
+def test_a_case_may_leave_its_model_beside_the_run(cases: Path, tmp_path: Path, monkeypatch):
+    """In a folder that it returns; what it returns besides is no folder."""
+    import jaxsft.evaluation.suite as suite
+
+    seen = []
+
+    def evaluate(config):
+        seen.append(config.model.path)
+        raise RuntimeError("measured")
+
+    monkeypatch.setattr(suite, "evaluate", evaluate)
+    for left in ("Path(workdir) / 'merged'", "'a headline'"):
+        run = f"\n\ndef run(config, workdir):\n    from pathlib import Path\n    return {left}\n"
+        (cases / "staged.py").write_text(CASE.replace("STEPS", "2") + run)
+        (case,) = find_cases(cases, ["staged"])
+        with pytest.raises(RuntimeError, match="measured"):
+            execute(Job(case, "world:base", 1e-3, 0), tmp_path / "here")
+    assert seen == [str(tmp_path / "here" / "merged"), str(tmp_path / "here")]
