@@ -15,7 +15,7 @@ def get_config() -> TrainConfig:
     config.adapter.kind = "lora"
     config.adapter.lora.rank = 8
     config.adapter.lora.alpha = 16.0
-    config.objective.regularizers.l1 = 1e-4
+    config.objective.regularizers.l1 = 0.01
     config.objective.regularizers.l1_on = "weights"
     config.objective.regularizers.l1_proximal = True  # else weights only come near zero
     config.optimizer.learning_rate = 3e-3
