@@ -107,10 +107,10 @@ class Checkpoints:
           step: a step of `checkpoints/`.
           state: abstract, as for `restore`.
         """
-        partial = ocp.options.PyTreeOptions(loading=ocp.options.PyTreeOptions.Loading(partial_load=True))
-        wanted = {"params": state.params, "aux": state.aux}
-        with ocp.Context(pytree_options=partial):
-            loaded, _ = self.restore(step, wanted)
+        context = ocp.Context()
+        context.pytree.loading.partial_load = True
+        with context:
+            loaded, _ = self.restore(step, {"params": state.params, "aux": state.aux})
         return dataclasses.replace(state, **loaded, opt_state=None)
 
     @property
