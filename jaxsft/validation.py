@@ -15,7 +15,7 @@ CHOICES = {
     "supervise": ("assistant", "all"),
     "by": ("source", "task_type"),
     "weighting": ("token", "turn", "example"),
-    "grouping": ("example", "preference", "mixup", "domain", "dcot"),  # the names in `jaxsft.data.dataset.GROUPINGS`
+    "grouping": ("example", "preference", "mixup", "domain", "dcot"),  # the names in `jaxsft.data.grouping.GROUPINGS`
     "attention_unit": ("example", "group", "row"),
     "MixtureConfig.by": ("task_type", "source"),
     "init": ("pretrained", "random"),

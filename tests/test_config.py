@@ -32,7 +32,8 @@ from jaxsft.config import (
 )
 from jaxsft.data.classes import condition_of, spread
 from jaxsft.data.conversation import Conversation, Message
-from jaxsft.data.dataset import GROUPINGS, prepare
+from jaxsft.data.dataset import prepare
+from jaxsft.data.grouping import GROUPINGS
 from jaxsft.data.groups import Groups
 from jaxsft.data.loader import Loader
 from jaxsft.data.mixture import domain_ids

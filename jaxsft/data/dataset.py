@@ -1,79 +1,25 @@
 """From a data config to the examples that rows are made of, and the report of what was kept, cut and dropped."""
 
 import collections
-import dataclasses
 import hashlib
-import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
-import tokenizers
-from tqdm import tqdm
 
-from jaxsft.config import DataConfig, SourceConfig
-from jaxsft.data import classes, dcot, mixture, mixup, selection
+from jaxsft.config import DataConfig
+from jaxsft.data import classes, mixture, selection
 from jaxsft.data.batch import DOMAIN
-from jaxsft.data.cache import Entry, TokenCache, cache_folder, cached, hash_files
-from jaxsft.data.conversation import Conversation, parse
+from jaxsft.data.cache import TokenCache
+from jaxsft.data.grouping import GROUPINGS, longest
 from jaxsft.data.groups import Groups
-from jaxsft.data.preference import pairs, sides
-from jaxsft.data.render import Example, Renderer
-from jaxsft.data.sources import Source, open_source, row_range
-from jaxsft.data.templates import Template, load_template
+from jaxsft.data.report import Report, check_dropped
+from jaxsft.data.sources import open_source
+from jaxsft.data.tokenise import tokenised
 from jaxsft.data.tokenizer import Tokenizer
+from jaxsft.data.windows import Windows, windows
 from jaxsft.errors import UserError
-
-CHUNK = 256  # records rendered, then tokenised together
-NO_TARGET = "no supervised token"
-CUT_TARGET = "no supervised token left within max_length"
-TOO_LONG = "longer than max_length"
-UNWANTED = "of a class of weight 0"
-LOST_VARIANT = "left without the other conversation of their record"
-
-
-@dataclasses.dataclass
-class Report:
-    """What became of the records.
-
-    Attributes:
-      records: how many were read.
-      examples: how many are trained on; plain text longer than a row gives several.
-      cut: examples cut to `max_length`.
-      dropped: reason -> records.
-      tokens: tokens of all examples.
-      supervised: how many of these have a loss weight.
-      sources: name -> examples.
-      task_types: name -> examples.
-      notices: what looks like a mistake but may be meant -> examples.
-      class_weights: class -> loss weight of its tokens, where classes differ.
-    """
-
-    records: int
-    examples: int
-    cut: int
-    dropped: dict[str, int]
-    tokens: int
-    supervised: int
-    sources: dict[str, int]
-    task_types: dict[str, int]
-    notices: dict[str, int]
-    class_weights: dict[str, float] = dataclasses.field(default_factory=dict)
-
-    def __str__(self) -> str:
-        dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items()) or "none"
-        lines = [
-            f"{self.records} records -> {self.examples} examples; cut: {self.cut}; dropped: {dropped}",
-            f"{self.tokens} tokens, {self.supervised} supervised ({self.supervised / max(self.tokens, 1):.1%})",
-        ]
-        if len(self.sources) > 1:
-            lines.append("sources: " + ", ".join(f"{name} {count}" for name, count in self.sources.items()))
-        if any(self.task_types):
-            lines.append("task types: " + ", ".join(f"{name or '(none)'} {n}" for name, n in self.task_types.items()))
-        if self.class_weights:
-            lines.append("class weights: " + ", ".join(f"{name} {w:.4g}" for name, w in self.class_weights.items()))
-        return "\n".join(lines + [f"note: {count} {what}" for what, count in self.notices.items()])
 
 
 def prepare(config: DataConfig, tokenizer: Tokenizer, seed: int = 0) -> "Dataset":
@@ -93,53 +39,8 @@ def prepare(config: DataConfig, tokenizer: Tokenizer, seed: int = 0) -> "Dataset
     mixture.check(config)
     sources = config.all_sources()
     opened = [open_source(source) for source in sources]
-    caches = [_tokenised(source, s, config, tokenizer) for source, s in zip(sources, opened)]
+    caches = [tokenised(source, s, config, tokenizer) for source, s in zip(sources, opened)]
     return Dataset(config, caches, [source.weight for source in sources], seed, tokenizer.bos_id)
-
-
-def alone(conversation: Conversation, where: str) -> list[Conversation]:
-    """The one conversation of a record."""
-    del where
-    return [conversation]
-
-
-class Grouping(NamedTuple):
-    """A way in which examples stand together, as `config.data.grouping` names it.
-
-    Attributes:
-      groups: (data set, members, epoch) -> the groups of an epoch. `members` are the examples that sources and weights
-        give it, of each record its first variant; what else belongs to them, the function adds.
-      expand: (conversation, where) -> the conversations that a record gives, its variants in order.
-      whole: whether a record is of use only with all of its variants.
-      varies: whether epochs differ in their groups.
-      parts: into how many equal parts a row is divided, of which an example fills one at most: the examples of a group
-        must fit in one row, whichever they are.
-      read: (record, where, field map, data config) -> the conversations of a record of a form of its own, in place of
-        `parse` and `expand`; None where there is none.
-      notices: (data set, members) -> what users should know of the groups -> how many, as in `Report.notices`.
-    """
-
-    groups: Callable[["Dataset", np.ndarray, int], Groups]
-    expand: Callable[[Conversation, str], list[Conversation]] = alone
-    whole: bool = False
-    varies: bool = True
-    parts: int = 1
-    read: Callable[[Any, str, Mapping[str, str], DataConfig], list[Conversation]] | None = None
-    notices: Callable[["Dataset", np.ndarray], dict[str, int]] = lambda dataset, members: {}
-
-
-GROUPINGS: dict[str, Grouping] = {
-    "example": Grouping(lambda dataset, members, epoch: Groups.single(members), varies=False),
-    "preference": Grouping(pairs, sides, whole=True, varies=False, parts=2),
-    "mixup": Grouping(mixup.pairs, parts=2),
-    "domain": Grouping(mixture.chunks, notices=mixture.notices),
-    "dcot": Grouping(dcot.groups, read=dcot.read),
-}
-
-
-def longest(config: DataConfig) -> int:
-    """Tokens of an example at most."""
-    return config.max_length // GROUPINGS[config.grouping].parts
 
 
 class Dataset:
@@ -172,7 +73,7 @@ class Dataset:
         """
         self._caches, self._seed, self.config, self._bos_id = caches, seed, config, bos_id
         self._scores: dict[str, Any] = {}
-        parts = [_windows(cache, config) for cache in caches]
+        parts = [windows(cache, config) for cache in caches]
         self.sources = sorted({name for cache in caches for name in cache.source_names})
         self.task_types = sorted({name for cache in caches for name in cache.task_type_names})
         self._cache_of = np.concatenate([np.full(len(part.starts), i, np.int32) for i, part in enumerate(parts)])
@@ -206,7 +107,7 @@ class Dataset:
             order += ["ranked", selection.digest(self.ranking), config.keep]
         self.fingerprint = _digest(self.examples_fingerprint, weights, seed, *order)
         self.report = self._report(parts, report_scales)
-        _check_dropped(self.report, config, sum(len(cache.records) for cache in caches))
+        check_dropped(self.report, config, sum(len(cache.records) for cache in caches))
         lowest = np.full(int(self.records[-1]) + 1, np.iinfo(np.int32).max)
         np.minimum.at(lowest, self.records, self.variants)
         self._first = self.variants == lowest[self.records]
@@ -316,7 +217,7 @@ class Dataset:
         differ = bool((weights != 1.0).any())
         return weights[ids], dict(zip(names, weights.tolist())) if differ else {}
 
-    def _report(self, parts: list["_Windows"], class_weights: dict[str, float]) -> Report:
+    def _report(self, parts: list["Windows"], class_weights: dict[str, float]) -> Report:
         count = lambda ids, names: dict(zip(names, np.bincount(ids, minlength=len(names)).tolist()))
         return Report(
             records=sum(cache.num_records for cache in self._caches),
@@ -332,177 +233,10 @@ class Dataset:
         )
 
 
-@dataclasses.dataclass
-class _Windows:
-    """What of a cache is used: record, first token, length and number of targets of each example."""
-
-    records: np.ndarray
-    starts: np.ndarray
-    lengths: np.ndarray
-    cut: int
-    dropped: dict[str, int]
-    supervised: np.ndarray
-
-
-def _windows(cache: TokenCache, config: DataConfig) -> _Windows:
-    """Applies `max_length` and the truncation policy.
-
-    Plain text is never cut: it is read in windows that overlap by the one token whose target is in the next, so every
-    token but the first is a target exactly once.
-    """
-    parts = GROUPINGS[config.grouping].parts
-    size, starts, lengths = longest(config), cache.starts[:-1], np.diff(cache.starts)
-    long = (lengths > size) & ~cache.is_text
-    if config.truncation == "error" and long.any():
-        bound = f"{config.max_length} / {parts}, of which a row holds {parts}" if parts > 1 else f"{size}"
-        raise UserError(
-            f"{long.sum()} of {len(lengths)} examples are longer than config.data.max_length {bound} (the longest has "
-            f"{lengths.max()} tokens); raise it, or set config.data.truncation to 'right' or 'drop'."
-        )
-    unwanted = _unwanted(cache, config)
-    empty = (cache.supervised == 0) & ~unwanted
-    too_long = long & ~empty & ~unwanted & (config.truncation == "drop")
-    lost = long & ~empty & ~unwanted & ~too_long & (cache.firsts >= size)
-    kept = ~(unwanted | empty | lost | too_long)
-    dropped = {UNWANTED: unwanted, NO_TARGET: empty, CUT_TARGET: lost, TOO_LONG: too_long}
-    if GROUPINGS[config.grouping].whole:
-        short = np.bincount(cache.records) != np.bincount(cache.records[kept], minlength=cache.num_records)
-        dropped[LOST_VARIANT] = kept & short[cache.records]
-        kept &= ~dropped[LOST_VARIANT]
-    use = np.flatnonzero(kept)
-    records, firsts, sizes = use, starts[use], np.where(long, size, lengths)[use]
-    supervised = np.array(cache.supervised[use])
-    for i in np.flatnonzero(long[use]):
-        supervised[i] = np.count_nonzero(cache.weights[firsts[i] : firsts[i] + size])
-    if (sizes > size).any():
-        pieces = -(-(sizes - 1) // (size - 1))
-        inside = np.arange(pieces.sum()) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-        ends = np.repeat(firsts + sizes, pieces)
-        records, firsts = np.repeat(records, pieces), np.repeat(firsts, pieces) + inside * (size - 1)
-        sizes = np.minimum(size, ends - firsts)
-        supervised = np.where(cache.is_text[records], sizes - 1, supervised[np.repeat(np.arange(len(use)), pieces)])
-    return _Windows(
-        records,
-        firsts,
-        sizes,
-        cut=int(long[use].sum()),
-        dropped={reason: int(which.sum()) for reason, which in dropped.items() if which.any()},
-        supervised=supervised,
-    )
-
-
-def _unwanted(cache: TokenCache, config: DataConfig) -> np.ndarray:
-    """bool [examples], which are of a class of weight 0."""
-    by_type = config.classes.by == "task_type"
-    ids, names = (cache.task_types, cache.task_type_names) if by_type else (cache.sources, cache.source_names)
-    return np.isin(ids, [i for i, name in enumerate(names) if config.classes.weight.get(name) == 0])
-
-
-def _rename(parts: list[_Windows], ids: list[np.ndarray], names: list[list[str]], all_names: list[str]) -> np.ndarray:
+def _rename(parts: list[Windows], ids: list[np.ndarray], names: list[list[str]], all_names: list[str]) -> np.ndarray:
     """int32, each example's name as an index into `all_names`."""
     maps = [np.array([all_names.index(name) for name in own], np.int32) for own in names]
     return np.concatenate([m[i[part.records]] for m, i, part in zip(maps, ids, parts)]).astype(np.int32)
-
-
-def _check_dropped(report: Report, config: DataConfig, conversations: int) -> None:
-    """Compares what was dropped with how many conversations the records gave."""
-    mistakes = {reason: count for reason, count in report.dropped.items() if reason != UNWANTED}
-    dropped = sum(mistakes.values())
-    reasons = "; ".join(f"{count} {reason}" for reason, count in mistakes.items())
-    if dropped and dropped > config.max_dropped * conversations:
-        if report.dropped.get(NO_TARGET) == conversations:
-            raise UserError(
-                f"no token of any record is supervised with the template {config.template!r}: its generation tags or "
-                "the records' weights mask everything; see scripts/inspect_data.py."
-            )
-        noun = "records" if conversations == report.records else "conversations"
-        raise UserError(
-            f"{dropped} of {conversations} {noun} would be dropped ({reasons}), more than config.data.max_dropped "
-            f"{config.max_dropped:g} allows; raise config.data.max_length (now {config.max_length}) or mend the data."
-        )
-    if not report.examples:
-        raise UserError("no example is left to train on; see the counts of scripts/inspect_data.py.")
-
-
-def _tokenised(config: SourceConfig, source: Source, data: DataConfig, tokenizer: Tokenizer) -> TokenCache:
-    start, stop = row_range(config.rows, len(source))
-    folder = cache_folder(data.cache_dir)
-    template = (
-        None
-        if data.template == "auto" and tokenizer.chat_template is None
-        else load_template(data.template, tokenizer, data.condition)
-    )
-    key = {
-        "files": hash_files(source.files, folder),
-        "selection": source.selection,
-        "name": source.name,
-        "rows": [start, stop],
-        "fields": config.fields,
-        "template": template.source if template else None,
-        "tokenizer": tokenizer.fingerprint,
-        "tokenizers": tokenizers.__version__,
-        "supervise": data.supervise,
-    }
-    grouping = GROUPINGS[data.grouping]
-    if grouping.expand is not alone or grouping.read is not None:
-        key["grouping"] = data.grouping
-    if data.condition != classes.AUTO:
-        key["condition"] = data.condition
-    if data.classes.condition:
-        key["conditions"] = [data.classes.by, data.classes.condition]
-    if data.grouping == "dcot":
-        key["dcot"] = dataclasses.asdict(data.dcot)
-    if data.system or data.mixture.system:
-        key["system"] = [data.system, data.mixture.by, data.mixture.system]
-    return cached(data.cache_dir, key, _examples(config, source, range(start, stop), data, template, tokenizer))
-
-
-def _examples(
-    config: SourceConfig, source: Source, rows: range, data: DataConfig, template: Template | None, tokenizer: Tokenizer
-) -> Iterator[Entry]:
-    records = source.records(rows.start, rows.stop)
-    progress = tqdm(total=len(rows), desc=f"tokenising {source.name}", unit="record", delay=1.0, disable=None)
-    renderer = Renderer(template, tokenizer, data.supervise)
-    with progress:
-        while chunk := list(itertools.islice(records, CHUNK)):
-            several = [(_conversations(record, where, config, data), where) for record, where in chunk]
-            pairs = [
-                (mixture.add_system(conversation, data, source.name, where), where)
-                for conversations, where in several
-                for conversation in conversations
-            ]
-            for conversation, where in pairs:
-                conversation.condition = classes.condition_of(conversation, source.name, data, where)
-            variants = [variant for conversations, _ in several for variant in range(len(conversations))]
-            if template is None and any(c.text is None for c, _ in pairs):
-                load_template(data.template, tokenizer)  # says that there is none
-            for (conversation, _), variant, example in zip(pairs, variants, renderer.examples(pairs)):
-                notice = _notice(conversation, example, tokenizer)
-                yield Entry(example, conversation.source or source.name, conversation.task_type, notice, variant)
-            progress.update(len(chunk))
-
-
-def _conversations(record: Any, where: str, source: SourceConfig, data: DataConfig) -> list[Conversation]:
-    grouping = GROUPINGS[data.grouping]
-    if grouping.read is not None:
-        return grouping.read(record, where, source.fields, data)
-    return grouping.expand(parse(record, where, source.fields), where)
-
-
-def _notice(conversation: Conversation, example: Example, tokenizer: Tokenizer) -> str:
-    if tokenizer.adds_bos and len(example.ids) and example.ids[0] != tokenizer.bos_id:
-        return (
-            f"without BOS {tokenizer.bos!r}, which the tokenizer adds to plain text but the template does not write; "
-            "if the model was trained with it, begin the template with {{ bos_token }}"
-        )
-    if conversation.rejected:
-        return "preference pairs, of which the preferred answer is used"
-    answers = [m for m in conversation.messages if m.role == "assistant" and m.weight != 0 and not m.fields]
-    if not all(answer.content is None or answer.content.strip() for answer in answers):
-        return "with an empty answer, which teaches to end the turn at once"
-    if tokenizer.unk_id is not None and tokenizer.unk_id in example.ids:
-        return f"with {tokenizer.hf.unk_token!r}, which stands for what the tokenizer does not know"
-    return ""
 
 
 def _total(counts: Iterable[dict[str, int]]) -> dict[str, int]:

@@ -14,7 +14,8 @@ from etils import epath
 from jax.sharding import Mesh
 
 from jaxsft.config import ScoreConfig
-from jaxsft.data.dataset import Dataset, longest, prepare
+from jaxsft.data.dataset import Dataset, prepare
+from jaxsft.data.grouping import longest
 from jaxsft.data.loader import Loader
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
