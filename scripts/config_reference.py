@@ -14,7 +14,7 @@ from jaxsft.files import write_text
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "config.md"
 HEAD = """# The config, field by field
 
-Written by `python scripts/config_reference.py` from `jaxsft/config.py`; edit the docstrings there.
+Written by `python scripts/config_reference.py` from `jaxsft/config/`; edit the docstrings there.
 
 A config is a Python file whose `get_config()` returns one of {roots}
 (a `ScoreConfig` only as the `config` of a recipe's stage).
@@ -43,11 +43,11 @@ def reference() -> str:
 
 
 def roots() -> list[type]:
-    """The dataclasses of `jaxsft.config` that no other holds or extends, and `TrainConfig`, in the file's order."""
+    """The dataclasses of `jaxsft.config` that no other holds or extends, and `TrainConfig`, which comes first."""
     kinds = [kind for kind in vars(config).values() if inspect.isclass(kind) and dataclasses.is_dataclass(kind)]
     inner = {held for kind in kinds for _, held, _ in children(kind)} | {base for k in kinds for base in k.__mro__[1:]}
     inner -= {config.TrainConfig}  # which a recipe holds, and which is a config by itself
-    return [kind for kind in kinds if kind not in inner]
+    return sorted((kind for kind in kinds if kind not in inner), key=lambda kind: kind is not config.TrainConfig)
 
 
 def places() -> dict[type, dict[str, list[str]]]:

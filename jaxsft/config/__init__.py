@@ -1,0 +1,39 @@
+"""The typed tree that a file in `configs/` returns.
+
+Every field has a type and a default that works; `jaxsft.validation` refuses what cannot. Names that TRL users know keep
+their meaning (`max_length`, `packing`, `learning_rate`).
+"""
+
+from jaxsft.config.data import ClassesConfig, DataConfig, DCoTConfig, MixtureConfig, SourceConfig
+from jaxsft.config.evaluation import EvalConfig, EvaluateConfig, SuiteConfig, TaskConfig
+from jaxsft.config.jobs import MergeConfig, RecipeConfig, ScoreConfig, StageConfig
+from jaxsft.config.model import AdapterConfig, LoRAConfig, MeshConfig, ModelConfig
+from jaxsft.config.objective import ObjectiveConfig, ReferenceConfig, RegularizersConfig
+from jaxsft.config.training import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig
+
+__all__ = [
+    "AdapterConfig",
+    "CheckpointConfig",
+    "ClassesConfig",
+    "DCoTConfig",
+    "DataConfig",
+    "EvalConfig",
+    "EvaluateConfig",
+    "LoRAConfig",
+    "LogConfig",
+    "MergeConfig",
+    "MeshConfig",
+    "MixtureConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimizerConfig",
+    "RecipeConfig",
+    "ReferenceConfig",
+    "RegularizersConfig",
+    "ScoreConfig",
+    "SourceConfig",
+    "StageConfig",
+    "SuiteConfig",
+    "TaskConfig",
+    "TrainConfig",
+]

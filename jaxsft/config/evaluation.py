@@ -1,0 +1,86 @@
+"""What is measured."""
+
+import dataclasses
+
+from jaxsft.config.data import DataConfig
+from jaxsft.config.model import MeshConfig, ModelConfig
+
+
+@dataclasses.dataclass
+class TaskConfig:
+    """One thing to measure of a model.
+
+    Attributes:
+      name: what its figures are called where several tasks are measured; each then has one of its own.
+      task: "perplexity" (negative log-likelihood of conversations or text), "multiple_choice" (the likeliest of the
+        given answers), "generation" (the answer that the model writes) or "deviation" (how far the model moved from
+        another on the data).
+      data: the rows to score; packed or not, the figures do not change. `template` "auto" is the run's own.
+      batch_size: rows of a batch; for "generation": prompts answered at once.
+      normalize: for "multiple_choice": divide an answer's log-likelihood by its "tokens", "bytes" or "none".
+      max_new_tokens: for "generation": where an answer ends at the latest; 0 is as many tokens as the longest
+        reference and its end of turn need.
+      chains: for "generation": ask for so many chains of thought and judge the answer behind them alone (see
+        `jaxsft.data.dcot`); 0 asks as the records stand.
+    """
+
+    name: str = ""
+    task: str = "perplexity"
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    batch_size: int = 16
+    normalize: str = "none"
+    max_new_tokens: int = 0
+    chains: int = 0
+
+
+@dataclasses.dataclass
+class EvalConfig:
+    """Evaluation during training: token-weighted negative log-likelihood, and tasks.
+
+    Attributes:
+      path: see `DataConfig.path`; "" is none. Template, max_length and supervise follow the training data, and so
+        do the conditions of classes; a record of no known class has that of `ClassesConfig.inference`. No weight does
+        but those that records and messages have.
+      rows: see `SourceConfig.rows`.
+      fields: see `SourceConfig.fields`.
+      tasks: what is measured besides, each under its name; a "deviation" is that from the base under an adapter.
+      every: steps between evaluations; 0 is only before the first step and after the last.
+      batch_size: rows of an evaluation batch.
+    """
+
+    path: str = ""
+    rows: str = ""
+    fields: dict[str, str] = dataclasses.field(default_factory=dict)
+    tasks: list[TaskConfig] = dataclasses.field(default_factory=list)
+    every: int = 0
+    batch_size: int = 16
+
+
+@dataclasses.dataclass
+class EvaluateConfig(TaskConfig):
+    """One task that `scripts/evaluate.py` measures; see `TaskConfig`.
+
+    Attributes:
+      model: dtypes and attention; its path is `--model`.
+      reference: for "deviation": the model that is moved away from; "" is the one that a run started from.
+    """
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    reference: str = ""
+
+
+@dataclasses.dataclass
+class SuiteConfig:
+    """Several tasks that `scripts/evaluate.py` measures on one model.
+
+    Attributes:
+      tasks: see `TaskConfig`.
+      model: see `EvaluateConfig`.
+      reference: likewise, of every "deviation".
+    """
+
+    tasks: list[TaskConfig] = dataclasses.field(default_factory=list)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    reference: str = ""

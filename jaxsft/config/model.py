@@ -1,0 +1,70 @@
+"""The model, what of it is trained, and the devices it lives on."""
+
+import dataclasses
+
+
+@dataclasses.dataclass
+class ModelConfig:
+    """The model that training starts from.
+
+    Attributes:
+      path: a Hugging Face folder or hub name.
+      init: "pretrained" loads the weights; "random" draws new ones (the folder needs only `config.json` and tokenizer).
+      dtype: compute dtype, "float32", "bfloat16", or "auto" (bfloat16 on TPU and GPU, float32 on CPU).
+      param_dtype: dtype of frozen parameters, likewise; trained parameters are always float32.
+      remat: what the backward pass recomputes: "none", "dots" (keeps matrix products) or "block" (keeps layer inputs).
+      attention: "auto" or "xla".
+    """
+
+    path: str = ""
+    init: str = "pretrained"
+    dtype: str = "auto"
+    param_dtype: str = "auto"
+    remat: str = "block"
+    attention: str = "auto"
+
+
+@dataclasses.dataclass
+class LoRAConfig:
+    """Low-rank adaptation (Hu et al. 2021, arXiv:2106.09685); rsLoRA: Kalajdzievski 2023, arXiv:2312.03732.
+
+    Attributes:
+      rank: r.
+      alpha: the update is scaled by alpha / r, with `rslora` by alpha / sqrt(r).
+      dropout: on the adapter's input, in training; none on the head's and the embedding's.
+      rslora: see `alpha`.
+      targets: logical-path patterns of the linear maps that get an adapter, see `jaxsft.models.layout.matches`.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    rslora: bool = False
+    targets: tuple[str, ...] = ("layers.*.attn.*_proj", "layers.*.mlp.*_proj")
+
+
+@dataclasses.dataclass
+class AdapterConfig:
+    """What is trained.
+
+    Attributes:
+      kind: "none" is full fine-tuning, "lora" trains adapters over a frozen base.
+    """
+
+    kind: str = "none"
+    lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
+
+
+@dataclasses.dataclass
+class MeshConfig:
+    """Devices per mesh axis; one of them may be -1, which takes what is left.
+
+    Attributes:
+      replica: data parallelism with replicated parameters (across slices).
+      fsdp: data parallelism with sharded parameters.
+      tensor: each layer's matrices split.
+    """
+
+    replica: int = 1
+    fsdp: int = -1
+    tensor: int = 1
