@@ -57,7 +57,7 @@ def pairs(dataset: "Dataset", members: np.ndarray, epoch: int) -> Groups:
     """Each chosen example with its rejected one, which follows it in the data set.
 
     Raises:
-      UserError: if more than answers is supervised, or pairs are to count unlike.
+      UserError: if more than answers is supervised, one answer would see the other, or pairs are to count unlike.
     """
     del epoch
     _refuse_unlike(dataset.config)
@@ -70,6 +70,11 @@ def _refuse_unlike(data: DataConfig) -> None:
         raise UserError(
             f"config.data.supervise is {data.supervise!r}, but preference pairs compare answers alone; set it to "
             "'assistant'."
+        )
+    if data.attention_unit != "example":
+        raise UserError(
+            f"config.data.attention_unit is {data.attention_unit!r}, under which the rejected answer would be read "
+            "behind the chosen one; leave it at 'example' for preference pairs."
         )
     if data.weighting != "token":
         raise UserError(f"config.data.weighting is {data.weighting!r}, but preference {cure}")

@@ -114,6 +114,12 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
             f"the objective {config.objective.name!r} needs config.data.grouping = {objective.grouping!r}, but it is "
             f"{config.data.grouping!r}."
         )
+    if config.data.grouping == "preference" and objective.grouping != "preference":
+        raise UserError(
+            f"config.data.grouping is 'preference', but the objective {config.objective.name!r} would learn rejected "
+            "answers like chosen ones; choose a loss on pairs, such as 'dpo', or leave the grouping at 'example', "
+            "which uses the chosen answers alone."
+        )
     references = References(config, objective, folder.path / "scores")
     fisher = Fisher(config, tokenizer, folder.path / "fisher")
     dataset = prepare(config.data, tokenizer, config.seed)

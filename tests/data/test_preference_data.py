@@ -147,6 +147,8 @@ def test_only_answers_are_compared(make):
     rows = [pair("q", "good", "bad")]
     with pytest.raises(UserError, match=r"config\.data\.supervise is 'all', but preference pairs"):
         make(rows, supervise="all").epoch(0)
+    with pytest.raises(UserError, match=r"config\.data\.attention_unit is 'group', under which the rejected answer"):
+        make(rows, attention_unit="group").epoch(0)
     with pytest.raises(UserError, match=r"config\.data\.weighting is 'turn', but preference pairs count alike"):
         make(rows, weighting="turn").epoch(0)
     weighed, chosen = (ClassesConfig(weight={"s0": 1.0, "s1": weight}) for weight in (0.5, 0.0))

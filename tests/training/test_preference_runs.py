@@ -64,6 +64,13 @@ def test_a_loss_on_pairs_needs_pairs(model_folder, pairs, tmp_path):
         train(config, str(tmp_path / "run"))
 
 
+def test_pairs_need_a_loss_on_pairs(model_folder, pairs, tmp_path):
+    """Plain fine-tuning would learn the rejected answers too."""
+    config = config_of(model_folder, pairs, tmp_path / "cache", objective__name="sft", objective__beta=None, steps=1)
+    with pytest.raises(UserError, match=r"'sft' would learn rejected answers like chosen ones"):
+        train(config, str(tmp_path / "run"))
+
+
 def test_the_margin_of_real_pairs_rises(real_data, tmp_path):
     """The first sixty records, of which two dozen fit, eight times over."""
     config = config_of(
