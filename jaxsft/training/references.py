@@ -51,6 +51,11 @@ class References:
                 )
             if wanted.models not in ((), (START,)):
                 raise UserError("config.reference.online asks the base under the adapter; leave models empty.")
+            if not objective.needs_reference:
+                raise UserError(
+                    f"config.reference.online is True, but the objective {config.objective.name!r} reads no reference; "
+                    "leave it False. For the deviation alone set config.reference.models to ('start',)."
+                )
         self._watched: list[Kept] = []
         named = wanted.models or ((START,) if objective.needs_reference else ())
         self.models = () if wanted.online else named
