@@ -100,11 +100,16 @@ def validate(config: Any, where: str = "config") -> None:
                     validate(item, f"{path}[{i}]")
             _check_names([item for item in value if isinstance(item, TaskConfig)], path)
     if isinstance(config, TrainConfig):
-        _check_class_weights(config)
+        _check_weights(config)
 
 
-def _check_class_weights(config: TrainConfig) -> None:
+def _check_weights(config: TrainConfig) -> None:
     classes = config.data.classes
+    if config.objective.name == "minor_sft" and config.data.weighting != "token":
+        raise UserError(
+            f"config.data.weighting is {config.data.weighting!r}, but the objective 'minor_sft' takes the mean over "
+            "each example itself, so long examples would be divided by their length twice; leave it at 'token'."
+        )
     if config.objective.reduction == "example_mean" and (classes.weight or classes.reward or classes.balanced):
         raise UserError(
             "config.objective.reduction 'example_mean' gives all examples the same weight, so those of "

@@ -187,6 +187,15 @@ def test_an_example_mean_would_cancel_the_weights():
         validate(config)
 
 
+def test_a_mean_over_examples_is_not_taken_twice():
+    """MinorSFT divides by the length of each example; so does the weighting "example"."""
+    config = TrainConfig(objective=ObjectiveConfig("minor_sft", beta=0.1))
+    validate(config)
+    config.data.weighting = "example"
+    with pytest.raises(UserError, match="would be divided by their length twice"):
+        validate(config)
+
+
 def test_whole_numbers_are_weights():
     config = TrainConfig(data=DataConfig(classes=ClassesConfig(weight={"a": 1})))
     validate(config)
