@@ -24,6 +24,7 @@ Recognised are the fields `question`, `chains` (strings) or `correct_cots` (obje
 `context` and `options` where there are any.
 """
 
+import dataclasses
 import hashlib
 import re
 from collections.abc import Mapping
@@ -103,8 +104,8 @@ def read_problem(record: Any, where: str, fields: Mapping[str, str]) -> tuple[Pr
 def read(record: Any, where: str, fields: Mapping[str, str], data: DataConfig) -> list[Conversation]:
     """The conversations of a record: variant v is draw v % draws, with k = v // draws + 1 chains.
 
-    The draws depend on the record's text and `config.data.dcot.seed` alone. A record without chains gives one empty
-    text.
+    The draws depend on the record's text and `config.data.dcot.seed` alone. A record without chains gives one
+    conversation of weight 0.
 
     Raises:
       UserError: for a missing field or a wrong type, or a chain that holds a tag; names the place.
@@ -112,7 +113,8 @@ def read(record: Any, where: str, fields: Mapping[str, str], data: DataConfig) -
     problem, values = read_problem(record, where, fields)
     chains = _chains(values, where)
     if not chains:
-        return [Conversation([], text="")]  # nothing to supervise, so it is counted among the dropped
+        # nothing to supervise, so it is counted among the dropped
+        return [dataclasses.replace(ask(record, where, fields, 1), weight=0.0)]
     kept = {name: values[name] for name in KEPT if name in values}
     return [
         parse(kept | {"prompt": prompt(problem, len(drawn)), "completion": response(drawn, problem.answer)}, where)

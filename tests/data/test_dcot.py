@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from jaxsft.config import DataConfig, DCoTConfig, SourceConfig
+from jaxsft.config import DataConfig, DCoTConfig, MixtureConfig, SourceConfig
 from jaxsft.data import dcot
 from jaxsft.data.dataset import prepare
 from jaxsft.data.loader import Loader
@@ -145,9 +145,11 @@ def test_the_prompt_has_no_loss(make, tokenizer):
 
 def test_questions_without_chains_and_long_ones_are_counted(make, tokenizer):
     records = [*RECORDS, {"question": "q", "chains": [], "answer": "a"}]
-    dataset, _ = make(records)
+    dataset, config = make(records)
     assert dataset.report.dropped == {"no supervised token": 1}
     assert (dataset.report.records, dataset.report.examples) == (5, 30)
+    config.mixture = MixtureConfig("source", tuple(dataset.sources), dict.fromkeys(dataset.sources, "Add."))
+    assert prepare(config, tokenizer).report.dropped == dataset.report.dropped  # a prompt that plain text cannot have
     long = {"question": "long", "chains": ["short", "word" + " word" * 99], "answer": "a"}
     rest, _ = make([*RECORDS, long], truncation="drop", max_dropped=1.0)
     found = [texts(rest, tokenizer, epoch) for epoch in range(3)]
