@@ -7,7 +7,7 @@ The stages before the target run are in WORKDIR/stages.
 
 from pathlib import Path
 
-from jaxsft.config import ModelConfig, RecipeConfig, ScoreConfig, StageConfig, TrainConfig
+from jaxsft.config import ModelConfig, ObjectiveConfig, RecipeConfig, ScoreConfig, StageConfig, TrainConfig
 from jaxsft.recipes.run import run as run_stages
 from jaxsft.training.train import train
 from jaxsft.world.recipe import plain
@@ -29,7 +29,7 @@ def run(config: TrainConfig, workdir: str) -> str:
     """The reference run and its confidences below the workdir, the target run in the workdir itself."""
     stages = Path(workdir) / "stages"
     reference = {
-        "objective.name": "sft",
+        "objective": ObjectiveConfig(chunk_size=config.objective.chunk_size),  # plain, whatever the target's fields
         "data.grouping": "example",
         "epochs": 1.0,
         "checkpoint.snapshots": 5,

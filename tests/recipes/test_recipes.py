@@ -1,6 +1,7 @@
 """Recipes: what is checked before anything is done, what is done once, and what a kill leaves."""
 
 import json
+import runpy
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,8 @@ import pytest
 
 from jaxsft.config import DataConfig, ModelConfig, RecipeConfig, ScoreConfig, StageConfig, SuiteConfig, TrainConfig
 from jaxsft.errors import UserError
+from jaxsft.objectives.registry import make_objective
+from jaxsft.objectives.sft import SFT
 from jaxsft.recipes.plan import plan
 from jaxsft.recipes.run import run
 from tests.conftest import REPOSITORY
@@ -226,3 +229,14 @@ def test_a_runs_own_folder_is_no_place_for_a_recipe(tmp_path):
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(UserError, match="holds a run or a model"):
         run(stages(StageConfig("a")), str(tmp_path))
+
+
+def test_the_reference_run_of_the_world_is_plain_whatever_the_target_is(monkeypatch):
+    planned = []
+    monkeypatch.setattr("jaxsft.recipes.run.run", lambda recipe, workdir: planned.extend(plan(recipe, workdir)))
+    monkeypatch.setattr("jaxsft.training.train.train", lambda config, workdir: workdir)
+    case = runpy.run_path(str(REPOSITORY / "configs" / "world" / "sftmix.py"))
+    config = case["get_config"]()
+    config.objective.mu, config.objective.lambda_scope = 0.5, "token"
+    assert case["run"](config, "somewhere") == "somewhere"
+    assert make_objective(planned[0].config.objective) == SFT()
