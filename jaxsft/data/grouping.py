@@ -58,3 +58,8 @@ GROUPINGS: dict[str, Grouping] = {
 def longest(config: DataConfig) -> int:
     """Tokens of an example at most."""
     return config.max_length // GROUPINGS[config.grouping].parts
+
+
+def examples_of_group(config: DataConfig) -> int:
+    """How many examples stand in a group."""
+    return len(config.mixture.domains) if config.grouping == "domain" else GROUPINGS[config.grouping].parts

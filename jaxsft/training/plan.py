@@ -1,17 +1,25 @@
 """What a run would need on devices that are not here: its step, compiled by the real compiler for their topology."""
 
+import dataclasses
 import math
 import os
 import re
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from jaxsft.config import TrainConfig
+from jaxsft.data.batch import DOMAIN, Batch
+from jaxsft.data.grouping import examples_of_group
 from jaxsft.errors import UserError
 from jaxsft.models.checkpoint import load_architecture, resolve
+from jaxsft.objectives.reference import PREFIX
+from jaxsft.objectives.registry import make_objective
 from jaxsft.sharding import make_mesh
-from jaxsft.training.program import abstract_batch, build
+from jaxsft.training.program import Program, abstract_batch, build, check_grouping
+from jaxsft.training.references import reference_models
 from jaxsft.training.throughput import flops_per_token
 
 COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
@@ -34,12 +42,9 @@ def plan(config: TrainConfig, topology: str, slices: int = 1) -> dict[str, Any]:
     Raises:
       UserError: for a topology that the compiler does not know, a mesh or model that do not fit it, or no libtpu.
     """
-    arch = load_architecture(resolve(config.model.path))
-    mesh = make_mesh(config.mesh, describe(topology, slices))
-    data = config.data
-    slots = data.max_examples_per_row if data.packing else 1
-    program = build(config, arch, mesh, config.steps or 1000, abstract_batch(config.batch_size, data.max_length, slots))
-    compiled = program.compile()
+    mesh, data = make_mesh(config.mesh, describe(topology, slices)), config.data
+    program = lay_out(config, mesh)
+    compiled, arch = program.compile(), program.decoder.arch
     memory, text = compiled.memory_analysis(), compiled.as_text()
     size = lambda tree, shape: sum(math.prod(shape(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
     whole, shard = lambda leaf: leaf.shape, lambda leaf: leaf.sharding.shard_shape(leaf.shape)
@@ -62,6 +67,31 @@ def plan(config: TrainConfig, topology: str, slices: int = 1) -> dict[str, Any]:
         "collectives": {kind: len(re.findall(rf" {kind}[\w-]*\(", text)) for kind in COLLECTIVES},
         "kernels": text.count('custom_call_target="tpu_custom_call"'),
     }
+
+
+def lay_out(config: TrainConfig, mesh: Mesh) -> Program:
+    """The program of a run whose data and weights are not here.
+
+    Raises:
+      UserError: for a mesh or model that do not fit the config, and a config that cannot be trained.
+    """
+    objective = make_objective(config.objective)
+    check_grouping(config, objective)
+    batch = _batch(config, len(reference_models(config, objective)))
+    return build(config, load_architecture(resolve(config.model.path)), mesh, config.steps or 1000, batch)
+
+
+def _batch(config: TrainConfig, references: int) -> Batch:
+    """The shapes of a batch with all that objectives read of it, which the config alone decides."""
+    data = config.data
+    slots = data.max_examples_per_row if data.packing else examples_of_group(data)
+    batch = abstract_batch(config.batch_size, data.max_length, slots)
+    slot = batch.extras["example_index"]
+    integers = [f"{DOMAIN}{name}" for name in data.mixture.domains]
+    integers += ["member"] if data.grouping != "example" else []
+    floats = [f"{PREFIX}{k}" for k in range(references)]
+    more = dict.fromkeys(integers, slot) | dict.fromkeys(floats, jax.ShapeDtypeStruct(slot.shape, jnp.float32))
+    return dataclasses.replace(batch, extras=batch.extras | more)
 
 
 def describe(topology: str, slices: int = 1) -> list[jax.Device]:

@@ -23,6 +23,7 @@ from jaxsft.models import layout
 from jaxsft.models.architecture import Architecture
 from jaxsft.models.checkpoint import load_params
 from jaxsft.models.decoder import Decoder
+from jaxsft.objectives.objective import Objective
 from jaxsft.objectives.registry import make_objective
 from jaxsft.objectives.regularizers import kept
 from jaxsft.sharding import batch_sharding, data_shards, replicated, tree_shardings
@@ -247,6 +248,25 @@ def check_rows(config: TrainConfig, mesh: Mesh) -> None:
             f"config.batch_size is {config.batch_size} rows, which do not divide into {config.accumulate} "
             f"micro-batches (config.accumulate) over {shards} data-parallel devices (replica * fsdp); "
             f"choose a multiple of {config.accumulate * shards}, or another mesh."
+        )
+
+
+def check_grouping(config: TrainConfig, objective: Objective) -> None:
+    """Refuses data that does not stand together as the objective needs it.
+
+    Raises:
+      UserError: naming the grouping that it needs, and for pairs that it would not tell apart.
+    """
+    if objective.grouping and config.data.grouping != objective.grouping:
+        raise UserError(
+            f"the objective {config.objective.name!r} needs config.data.grouping = {objective.grouping!r}, but it is "
+            f"{config.data.grouping!r}."
+        )
+    if config.data.grouping == "preference" and objective.grouping != "preference":
+        raise UserError(
+            f"config.data.grouping is 'preference', but the objective {config.objective.name!r} would learn rejected "
+            "answers like chosen ones; choose a loss on pairs, such as 'dpo', or leave the grouping at 'example', "
+            "which uses the chosen answers alone."
         )
 
 

@@ -10,6 +10,7 @@ from jax.sharding import Mesh
 from jaxsft.config import TrainConfig
 from jaxsft.data.dataset import Dataset
 from jaxsft.data.loader import Loader
+from jaxsft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxsft.errors import UserError
 from jaxsft.evaluation.deviation import Kept
 from jaxsft.models.checkpoint import fingerprint, resolve
@@ -18,7 +19,7 @@ from jaxsft.objectives.objective import Objective
 from jaxsft.objectives.reference import PREFIX
 from jaxsft.scoring.reference import score_log_probs
 from jaxsft.scoring.table import read_scores, write_scores
-from jaxsft.training.restore import is_workdir, open_model, weights_fingerprint
+from jaxsft.training.restore import is_workdir, open_model, tokenizer_source, weights_fingerprint
 
 START = "start"  # in `config.reference.models`: the model that the run starts from
 
@@ -41,36 +42,23 @@ class References:
         Raises:
           UserError: for references that cannot be what the config asks.
         """
-        wanted = config.reference
         self._config, self._folder = config, folder
-        if wanted.online:
-            if config.adapter.kind == "none":
-                raise UserError(
-                    "config.reference.online asks the base under an adapter, but config.adapter.kind is 'none'; leave "
-                    "it False: the reference then scores the data once, before training."
-                )
-            if wanted.models not in ((), (START,)):
-                raise UserError("config.reference.online asks the base under the adapter; leave models empty.")
-            if not objective.needs_reference:
-                raise UserError(
-                    f"config.reference.online is True, but the objective {config.objective.name!r} reads no reference; "
-                    "leave it False. For the deviation alone set config.reference.models to ('start',)."
-                )
         self._watched: list[Kept] = []
-        named = wanted.models or ((START,) if objective.needs_reference else ())
-        self.models = () if wanted.online else named
-        if self.models and config.data.attention_unit != "example":
-            raise UserError(
-                "references score each example by itself, but config.data.attention_unit is "
-                f"{config.data.attention_unit!r}; set it to 'example', or leave config.reference.models empty."
-            )
-        if self.models and config.data.grouping == "domain" and config.data.truncation == "right":
-            raise UserError(
-                "references score each example whole, but config.data.truncation 'right' cuts members of long chunks; "
-                "set it to 'drop', or leave config.reference.models empty."
-            )
-        if self.models and config.model.init == "random" and START in self.models:
-            raise UserError("config.model.init is 'random', which is no reference; name a config.reference.models.")
+        self.models = reference_models(config, objective)
+
+    def check_tokens(self, tokenizer: Tokenizer) -> None:
+        """Refuses references to which the run's token ids mean something else.
+
+        Raises:
+          UserError: naming the reference.
+        """
+        own = tokenizer.hf.get_vocab().items()
+        for model in self.models:
+            if model != START and not own <= load_tokenizer(resolve(tokenizer_source(model))).hf.get_vocab().items():
+                raise UserError(
+                    f"config.reference.models names {model}, whose tokenizer gives tokens other ids than that of "
+                    f"{self._config.model.path}, so it would score other text; name models of one tokenizer."
+                )
 
     def fingerprints(self) -> dict[str, str]:
         """Name of the extra -> fingerprint of the model's weights."""
@@ -156,3 +144,40 @@ class References:
     def _fingerprint(self, model: str) -> str:
         path = self._config.model.path if model == START else model
         return weights_fingerprint(path) if is_workdir(path) else fingerprint(resolve(path))
+
+
+def reference_models(config: TrainConfig, objective: Objective) -> tuple[str, ...]:
+    """The references that score the data before training; none where the base is asked at every step.
+
+    Raises:
+      UserError: for references that cannot be what the config asks.
+    """
+    wanted = config.reference
+    if wanted.online:
+        if config.adapter.kind == "none":
+            raise UserError(
+                "config.reference.online asks the base under an adapter, but config.adapter.kind is 'none'; leave "
+                "it False: the reference then scores the data once, before training."
+            )
+        if wanted.models not in ((), (START,)):
+            raise UserError("config.reference.online asks the base under the adapter; leave models empty.")
+        if not objective.needs_reference:
+            raise UserError(
+                f"config.reference.online is True, but the objective {config.objective.name!r} reads no reference; "
+                "leave it False. For the deviation alone set config.reference.models to ('start',)."
+            )
+    named = wanted.models or ((START,) if objective.needs_reference else ())
+    models = () if wanted.online else named
+    if models and config.data.attention_unit != "example":
+        raise UserError(
+            "references score each example by itself, but config.data.attention_unit is "
+            f"{config.data.attention_unit!r}; set it to 'example', or leave config.reference.models empty."
+        )
+    if models and config.data.grouping == "domain" and config.data.truncation == "right":
+        raise UserError(
+            "references score each example whole, but config.data.truncation 'right' cuts members of long chunks; "
+            "set it to 'drop', or leave config.reference.models empty."
+        )
+    if models and config.model.init == "random" and START in models:
+        raise UserError("config.model.init is 'random', which is no reference; name a config.reference.models.")
+    return models

@@ -105,12 +105,16 @@ def weights_fingerprint(path: epath.PathLike, step: int | None = None) -> str:
     Args:
       path: the workdir.
       step: of the checkpoint; None is the last.
+
+    Raises:
+      UserError: if there is no checkpoint yet.
     """
     folder = epath.Path(path)
     record = _record(folder)
     checkpoints = Checkpoints(folder / "checkpoints", CheckpointConfig(), read_only=True)
-    decides = [record["config"], record["fingerprints"], checkpoints.latest if step is None else step]
+    last = _last_step(checkpoints, folder)
     checkpoints.close()
+    decides = [record["config"], record["fingerprints"], last if step is None else step]
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
 
 
@@ -140,6 +144,11 @@ def trained_by(path: epath.PathLike) -> TrainConfig:
     return from_dict(TrainConfig, _record(folder)["config"], f"{folder / 'config.json'}: config")
 
 
+def tokenizer_source(path: str) -> str:
+    """The folder or hub name of a model's tokenizer: of a workdir that of the model that its run started from."""
+    return trained_by(path).model.path if is_workdir(path) else path
+
+
 def is_workdir(path: str) -> bool:
     """Whether a run's workdir is there."""
     return _record(epath.Path(path)) is not None
@@ -159,13 +168,10 @@ def _open_run(
 ) -> OpenModel:
     run = from_dict(TrainConfig, record["config"], f"{folder / 'config.json'}: config")
     checkpoints = Checkpoints(folder / "checkpoints", run.checkpoint, read_only=True)
-    if checkpoints.latest is None:
-        raise UserError(f"workdir {folder} has no checkpoint yet; wait for the first, or name a model folder.")
+    last = _last_step(checkpoints, folder)
     if step is not None and step not in checkpoints.steps:
         raise UserError(f"workdir {folder} has no checkpoint of step {step}; it has {checkpoints.steps}.")
     source = resolve(run.model.path)
-    if run.adapter.kind != "none":
-        _check_unchanged(source, folder, record)
     run.model.dtype, run.model.attention, run.model.remat = config.dtype, config.attention, "none"
     run.model.param_dtype = run.model.param_dtype if config.param_dtype == "auto" else config.param_dtype
     run.batch_size, run.accumulate = mesh.size, 1  # a program is built for its shapes; no step is run,
@@ -173,14 +179,21 @@ def _open_run(
     program = build(run, load_architecture(source), mesh, 1, abstract_batch(mesh.size, 1, 1))
     frozen = program.frozen
     if program.asks_base:
+        _check_unchanged(source, folder, record)
         frozen = program.frozen_only(program.load_base(source))
-    state = checkpoints.restore_parameters(checkpoints.latest if step is None else step, program.state)
+    state = checkpoints.restore_parameters(last if step is None else step, program.state)
     checkpoints.close()
     parts = frozen.parts(state.aux.get("ema", state.params), state.aux["method"])
     params, adapters = program.method.compose(parts, {})
     tokenizer = load_tokenizer(str(source))
     asked = run.data.template, source, inference_condition(run.data)
     return OpenModel(program.decoder, params, adapters, program.method, parts, tokenizer, *asked)
+
+
+def _last_step(checkpoints: Checkpoints, folder: epath.Path) -> int:
+    if checkpoints.latest is None:
+        raise UserError(f"workdir {folder} has no checkpoint yet; wait for the first, or name a model folder.")
+    return checkpoints.latest
 
 
 def _check_unchanged(source: epath.Path, folder: epath.Path, record: dict[str, Any]) -> None:

@@ -35,7 +35,7 @@ from jaxsft.objectives.registry import make_objective
 from jaxsft.sharding import data_shards, make_mesh, process_share
 from jaxsft.training.checkpoint import Checkpoints, snapshot_steps
 from jaxsft.training.fisher import Fisher
-from jaxsft.training.program import Program, build, check_rows, parameter_count
+from jaxsft.training.program import Program, build, check_grouping, check_rows, parameter_count
 from jaxsft.training.references import References
 from jaxsft.training.state import Frozen, TrainState
 from jaxsft.training.throughput import flops_per_token, memory_gib, peak_flops
@@ -109,18 +109,9 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
     arch = load_architecture(path)
     tokenizer = load_tokenizer(path)
     objective = make_objective(config.objective)
-    if objective.grouping and config.data.grouping != objective.grouping:
-        raise UserError(
-            f"the objective {config.objective.name!r} needs config.data.grouping = {objective.grouping!r}, but it is "
-            f"{config.data.grouping!r}."
-        )
-    if config.data.grouping == "preference" and objective.grouping != "preference":
-        raise UserError(
-            f"config.data.grouping is 'preference', but the objective {config.objective.name!r} would learn rejected "
-            "answers like chosen ones; choose a loss on pairs, such as 'dpo', or leave the grouping at 'example', "
-            "which uses the chosen answers alone."
-        )
+    check_grouping(config, objective)
     references = References(config, objective, folder.path / "scores")
+    references.check_tokens(tokenizer)
     fisher = Fisher(config, tokenizer, folder.path / "fisher")
     dataset = prepare(config.data, tokenizer, config.seed)
     _say(dataset.report)

@@ -1,5 +1,6 @@
 """Runs that are compared with a frozen model: the deviation, an exact resume, and what is refused."""
 
+import json
 import shutil
 
 import numpy as np
@@ -55,6 +56,24 @@ def test_any_objective_reports_the_deviation_from_several_references(config, tmp
     write_scores(again / "scores" / "reference_1.parquet", {"model": "x"}, np.arange(2), {"log_prob": np.zeros(2)})
     with pytest.raises(UserError, match="stale"):
         train(config, str(again))
+
+
+def test_a_reference_that_cannot_score_is_refused_before_the_run_is_recorded(config, model_folder, tmp_path):
+    """One whose tokenizer gives tokens other ids, and a run without a checkpoint."""
+    other, begun = tmp_path / "other", tmp_path / "begun"
+    shutil.copytree(model_folder, other)
+    definition = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = definition["model"]["vocab"]
+    vocabulary["a"], vocabulary["b"] = vocabulary["b"], vocabulary["a"]
+    (other / "tokenizer.json").write_text(json.dumps(definition))
+    config.steps = 1
+    train(config, str(begun))
+    shutil.rmtree(begun / "checkpoints")
+    for model, message in ((other, "other, whose tokenizer gives tokens other ids"), (begun, "has no checkpoint yet")):
+        config.reference = ReferenceConfig(("start", str(model)))
+        with pytest.raises(UserError, match=message):
+            train(config, str(tmp_path / "run"))
+        assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_what_references_cannot_be_is_refused(config, tmp_path):
