@@ -14,6 +14,7 @@ from jaxsft.config import (
     EvalConfig,
     EvaluateConfig,
     MeshConfig,
+    ModelConfig,
     OptimizerConfig,
     TaskConfig,
     TrainConfig,
@@ -26,6 +27,7 @@ from jaxsft.evaluation.task import Subject
 from jaxsft.models.checkpoint import load_architecture, load_params, save_hf
 from jaxsft.models.decoder import Decoder
 from jaxsft.sharding import make_mesh
+from jaxsft.training.restore import open_model
 from jaxsft.training.train import train
 from tests.conftest import REPOSITORY
 from tests.training.conftest import WORDS, lines, run
@@ -134,6 +136,22 @@ def test_a_deviation_is_from_the_weights_that_the_run_started_from(model_folder,
     shutil.copy(other / "model.safetensors", start)
     with pytest.raises(UserError, match=r"start is no longer the model that .*pretrained was trained on"):
         moved("pretrained")
+
+
+def test_frozen_weights_are_those_that_the_run_had(model_folder, data_file, questions, tmp_path):
+    """They are in no checkpoint: a run that froze some is refused where its start holds others by now."""
+    start = tmp_path / "start"
+    shutil.copytree(model_folder, start)
+    config = config_of("none", start, data_file, questions, tmp_path / "cache")
+    config.eval.tasks, config.steps, config.optimizer.freeze = [], 1, ("embed",)
+    train(config, str(tmp_path / "run"))
+    mesh = make_mesh(MeshConfig())
+    assert open_model(str(tmp_path / "run"), ModelConfig(), mesh).params
+    decoder = Decoder(load_architecture(start))
+    save_hf(tmp_path / "other", decoder, decoder.init(jax.random.key(9)))
+    shutil.copy(tmp_path / "other" / "model.safetensors", start)
+    with pytest.raises(UserError, match=r"start is no longer the model that .*run was trained on"):
+        open_model(str(tmp_path / "run"), ModelConfig(), mesh)
 
 
 def test_tasks_follow_the_data(model_folder, data_file, questions, tmp_path):
