@@ -15,4 +15,4 @@ python -m pip install --quiet --disable-pip-version-check --editable '.[test]'
 ruff check .
 ruff format --check .
 export JAX_COMPILATION_CACHE_DIR="${JAX_COMPILATION_CACHE_DIR:-$PWD/.jax_cache}"
-exec python -m pytest --numprocesses "${JAXSFT_TEST_WORKERS:-2}" --dist loadfile --max-worker-restart 0 "$@"
+exec python -m pytest --numprocesses "${JAXSFT_TEST_WORKERS:-2}" --dist worksteal --max-worker-restart 0 "$@"
