@@ -45,6 +45,11 @@ class Grouping(NamedTuple):
     read: Callable[[Any, str, Mapping[str, str], DataConfig], list[Conversation]] | None = None
     notices: Callable[["Dataset", np.ndarray], dict[str, int]] = lambda dataset, members: {}
 
+    @property
+    def own_examples(self) -> bool:
+        """Whether records give other examples than they do by themselves."""
+        return self.expand is not alone or self.read is not None
+
 
 GROUPINGS: dict[str, Grouping] = {
     "example": Grouping(lambda dataset, members, epoch: Groups.single(members), varies=False),

@@ -12,7 +12,7 @@ from jaxsft.config import DataConfig, SourceConfig
 from jaxsft.data import classes, mixture
 from jaxsft.data.cache import Entry, TokenCache, cache_folder, cached, hash_files
 from jaxsft.data.conversation import Conversation, parse
-from jaxsft.data.grouping import GROUPINGS, alone
+from jaxsft.data.grouping import GROUPINGS
 from jaxsft.data.render import Example, Renderer
 from jaxsft.data.sources import Source, row_range
 from jaxsft.data.templates import Template, load_template
@@ -45,8 +45,7 @@ def tokenised(config: SourceConfig, source: Source, data: DataConfig, tokenizer:
         "tokenizers": tokenizers.__version__,
         "supervise": data.supervise,
     }
-    grouping = GROUPINGS[data.grouping]
-    if grouping.expand is not alone or grouping.read is not None:
+    if GROUPINGS[data.grouping].own_examples:
         key["grouping"] = data.grouping
     if data.condition != classes.AUTO:
         key["condition"] = data.condition

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from jaxsft.config import ScoreConfig
 from jaxsft.data.dataset import Dataset, prepare
-from jaxsft.data.grouping import longest
+from jaxsft.data.grouping import GROUPINGS, longest
 from jaxsft.data.loader import Loader
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
@@ -85,8 +85,9 @@ def _examples(config: ScoreConfig, mesh: Mesh) -> tuple[Dataset, Loader]:
         tokenizer, data = resolve(run.model.path), data if data.path or data.sources else run.data
     if not data.path and not data.sources:
         raise UserError("config.data.path is empty; a model that is no run's workdir says of no data what it learnt.")
-    cut = longest(dataclasses.replace(data, grouping=config.grouping))
-    data = dataclasses.replace(data, max_length=cut, grouping="example", attention_unit="example", scores="", keep=1.0)
+    data = dataclasses.replace(data, grouping=config.grouping, attention_unit="example", scores="", keep=1.0)
+    if not GROUPINGS[config.grouping].own_examples:
+        data = dataclasses.replace(data, max_length=longest(data), grouping="example")
     dataset = prepare(data, load_tokenizer(str(tokenizer)))
     rows = -(-config.batch_size // data_shards(mesh)) * data_shards(mesh)
     return dataset, Loader(dataset, data, rows, 0, *process_share(mesh, jax.process_index()))

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from jaxsft.config import CheckpointConfig, DataConfig, ModelConfig, OptimizerConfig, ScoreConfig, TrainConfig
+from jaxsft.data.dataset import prepare
+from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
 from jaxsft.scoring.confidence import confidence, score_confidence
 from jaxsft.scoring.table import read_scores
@@ -15,6 +17,7 @@ from jaxsft.training import restore
 from jaxsft.training.checkpoint import Checkpoints, snapshot_steps
 from jaxsft.training.restore import open_model, snapshots
 from jaxsft.training.train import train
+from tests.data.conftest import write_jsonl
 from tests.training.conftest import data_file, model_folder
 
 __all__ = ["data_file", "model_folder"]  # fixtures
@@ -90,8 +93,6 @@ def test_a_table_of_all_snapshots(run, tmp_path):
 
 def _by_hand(model, run):
     """Supervised targets of every example, and their summed negative log-likelihood, an example at a time."""
-    from jaxsft.data.dataset import prepare
-
     dataset = prepare(restore.trained_by(run).data, model.tokenizer)
     lengths, sums = [], []
     for i in range(len(dataset)):
@@ -105,6 +106,22 @@ def _by_hand(model, run):
         lengths.append(len(where))
         sums.append(-float(np.asarray(log_p)[where - 1, ids[where]].sum()))
     return np.array(lengths), np.array(sums)
+
+
+@pytest.mark.parametrize("grouping", ["preference", "dcot", "mixup"])
+def test_scores_are_of_the_examples_of_their_grouping(model_folder, tmp_path, grouping):
+    records = {
+        "preference": [{"prompt": "one", "chosen": "two " * i, "rejected": "three"} for i in range(1, 7)],
+        "dcot": [{"question": "one", "chains": ["two", "two " * i], "answer": "three"} for i in range(2, 8)],
+        "mixup": [{"prompt": "one", "completion": "two " * i} for i in range(1, 7)],
+    }[grouping]
+    data = DataConfig(write_jsonl(tmp_path / "records.jsonl", records), template="plain", max_length=128)
+    data.cache_dir, table = str(tmp_path / "cache"), tmp_path / "scores.parquet"
+    model = ModelConfig(str(model_folder))
+    score_confidence(ScoreConfig(model=model, data=data, grouping=grouping, batch_size=8), table)
+    used = dataclasses.replace(data, grouping=grouping, scores=str(table), keep=0.5)
+    dataset = prepare(used, load_tokenizer(str(model_folder)))
+    assert len(set(dataset.records[dataset.epoch(0).members].tolist())) == (2 if grouping == "mixup" else 3)
 
 
 def test_a_model_that_was_not_trained_gives_a_perplexity_split(model_folder, data_file, tmp_path):
