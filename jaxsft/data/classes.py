@@ -89,13 +89,18 @@ def condition_of(conversation: Conversation, source: str, data: DataConfig, wher
       where: its place.
 
     Raises:
-      UserError: for a class without condition where others have one.
+      UserError: for a class without condition where others have one, and for plain text of a class that has one.
     """
     default = None if data.condition == AUTO else data.condition
     if not data.classes.condition:
         return default
     own = conversation.task_type if data.classes.by == "task_type" else conversation.source or source
     condition = data.classes.condition.get(own, default)
+    if conversation.text is not None and data.classes.condition.get(own):
+        raise UserError(
+            f"{where}: plain text has no turns, so it cannot have the condition of {own!r}; set that to '' in "
+            f"{WHERE}.condition."
+        )
     if condition is None:
         raise UserError(
             f"{where}: the record's {data.classes.by} is {own!r}, which {WHERE}.condition does not name"

@@ -125,6 +125,17 @@ def test_records_are_rendered_under_their_classs_condition(make, tokenizer):
     np.testing.assert_array_equal(plain.example(1)[0], make().example(1)[0])  # T8: an empty condition is none
 
 
+def test_plain_text_has_no_condition(tmp_path, tokenizer):
+    """It has no turns to write one into; text that is replayed beside conversations belongs to a class of none."""
+    path = write_jsonl(tmp_path / "text.jsonl", [{"text": "so so so", "source": "good"}])
+    data = DataConfig(path, template="openchat", cache_dir=str(tmp_path / "cache"))
+    data.classes = ClassesConfig(condition=CONDITIONS, inference="good")
+    with pytest.raises(UserError, match=r"line 1: plain text has no turns, so it cannot have the condition of 'good'"):
+        prepare(data, tokenizer)
+    data.classes = ClassesConfig(condition={"good": ""}, inference="good")
+    assert len(prepare(data, tokenizer)) == 1
+
+
 def test_the_condition_that_a_model_is_asked_with():
     data = DataConfig(condition="C", classes=ClassesConfig(condition={"good": "GPT4"}, inference="good"))
     assert inference_condition(data) == "GPT4"
