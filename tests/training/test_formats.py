@@ -2,16 +2,24 @@
 
 import json
 import re
+import runpy
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
-from jaxsft.config import DataConfig, SuiteConfig, TaskConfig, TrainConfig
+from jaxsft.config import DataConfig, ScoreConfig, SuiteConfig, TaskConfig, TrainConfig
+from jaxsft.evaluation.generation import summarize
+from jaxsft.scoring.confidence import score_confidence
+from jaxsft.sharding import make_mesh
+from jaxsft.training.plan import lay_out
+from jaxsft.training.train import train
 from jaxsft.validation import from_dict
 from tests.conftest import REPOSITORY
-from tests.training.conftest import run
+from tests.training.conftest import lines, run
 
 PAGE = (REPOSITORY / "docs" / "formats.md").read_text()
 NOT_ON_CPUS = {"time/mfu", "time/peak_memory_gib"}
@@ -74,6 +82,65 @@ def test_checkpoints(workdir):
     assert all("lora" in name for name in leaves if name.startswith("('params'"))
 
 
+@pytest.fixture(scope="module")
+def compared(model_folder, data_file, tmp_path_factory) -> Path:
+    """A step of full fine-tuning with a reference, Fisher information and a deviation."""
+    folder = tmp_path_factory.mktemp("compared")
+    data = DataConfig(str(data_file), template="plain", max_length=64, cache_dir=str(folder / "cache"))
+    config = TrainConfig(data=data, batch_size=8, steps=1)
+    config.model.path, config.log.tensorboard = str(model_folder), False
+    config.objective.name, config.objective.beta = "minor_sft", 0.1
+    wanted = config.objective.regularizers
+    wanted.kl_to_base, wanted.l2_to_start, wanted.l1 = 0.1, 0.1, 0.1
+    wanted.ewc, wanted.ewc_data, wanted.ewc_examples = 0.1, data, 4
+    config.eval.tasks = [TaskConfig("moved", "deviation", data)]
+    train(config, str(folder / "run"))
+    return folder / "run"
+
+
+def test_what_some_runs_leave_besides(compared, tmp_path):
+    more = {name.rstrip("/") for name in table("## The workdir of a run", "Some runs leave more")}
+    usual = {name.rstrip("/") for name in table("## The workdir of a run")}
+    assert {path.name for path in compared.iterdir()} - usual == more - {"stage.json"}
+    assert {path.name for path in (compared / "scores").iterdir()} == {"reference_0.parquet", "moved.parquet"}
+    assert {path.name for path in (compared / "fisher").iterdir()} == {"diagonal", "key.json"}
+    assert list(json.loads((compared / "fisher" / "key.json").read_text())) == ["data", "examples", "dtype"]
+    prints = json.loads((compared / "config.json").read_text())["fingerprints"]
+    assert set(prints) == {"data", "model", "reference_0", "ewc_data", "moved_data"}
+    scores = tmp_path / "scores.parquet"
+    config = ScoreConfig(batch_size=8)
+    config.model.path = str(compared)
+    score_confidence(config, scores)
+    columns = {
+        name.replace("nll_1", "nll_STEP")
+        for file in (scores, *(compared / "scores").iterdir())
+        for name in pq.read_schema(file).names
+    }
+    assert columns == set(table("### Tables of scores"))
+    assert all(b"jaxsft" in pq.read_schema(file).metadata for file in (scores, *(compared / "scores").iterdir()))
+    deviation = next(line for line in lines(compared) if line["split"] == "moved")
+    assert "deviation" in deviation and "kl_per_token" not in deviation
+
+
+def test_figures_of_some_losses_and_data(compared, model_folder):
+    """Of the run, and of steps of other losses, which are traced alone."""
+    usual = set(table("### `metrics.jsonl`")) | {"step", "split"}
+    (line,) = (line for line in lines(compared) if line["split"] == "train")
+    terms = {"loss/minor_sft", "loss/kl_to_base", "loss/l2_to_start", "loss/ewc", "loss/l1"}
+    assert terms <= line.keys() and line.keys() - usual - terms >= {"deviation", "sample_weight"}
+    found = line.keys() - terms | {"loss/TERM"}
+    for name in ("dpo", "sftmix", "moi"):
+        config = runpy.run_path(str(REPOSITORY / "configs" / f"{name}.py"))["get_config"]()
+        config.model.path, config.data.max_length, config.batch_size = str(model_folder), 64, 8
+        mesh = make_mesh(config.mesh)
+        program = lay_out(config, mesh)
+        with jax.set_mesh(mesh):
+            _, metrics = jax.eval_shape(program.step, program.state, program.frozen, program.batch)
+        found |= metrics.keys() - {"tokens"}
+    found = {"nll/NAME" if name.startswith("nll/") else name for name in found}
+    assert found - usual == set(table("### `metrics.jsonl`", "Some losses and data"))
+
+
 def test_an_evaluation(workdir, data_file, tmp_path):
     """A suite of every task."""
     questions = tmp_path / "questions.jsonl"
@@ -96,7 +163,11 @@ def test_an_evaluation(workdir, data_file, tmp_path):
     for task in tasks:
         figures = written["tasks"][f"my {task}"]
         line = next(line for line in evaluations if line.startswith(f"| `{task}` |"))
-        named = set(re.findall(r"`(\w+)`", line.split("|")[2])) - {"watch"}
+        named = set(re.findall(r"`(\w+)`", line.split("|")[2])) - {"watch", "chains"}
+        if task == "generation":
+            none = {name: np.zeros(1, bool) for name in ("correct", "ended", "watched", "stated")}
+            assert named == {"cut", *summarize(none, np.ones(1, bool), plain=False, reasons=True)}
+            named.remove("unstated")
         assert figures.keys() - {"task", "by_source", "by_task_type"} == named
     lines = [json.loads(line) for line in (workdir / "evaluation.jsonl").read_text().splitlines()]
     assert len(lines) == 3 and all(list(line) == table("## Evaluations", "a question a line") for line in lines)
