@@ -168,15 +168,16 @@ def reference_models(config: TrainConfig, objective: Objective) -> tuple[str, ..
             )
     named = wanted.models or ((START,) if objective.needs_reference else ())
     models = () if wanted.online else named
+    other = "set config.reference.online under an adapter" if objective.needs_reference else "leave models empty"
     if models and config.data.attention_unit != "example":
         raise UserError(
             "references score each example by itself, but config.data.attention_unit is "
-            f"{config.data.attention_unit!r}; set it to 'example', or leave config.reference.models empty."
+            f"{config.data.attention_unit!r}; set it to 'example', or {other}."
         )
     if models and config.data.grouping == "domain" and config.data.truncation == "right":
         raise UserError(
             "references score each example whole, but config.data.truncation 'right' cuts members of long chunks; "
-            "set it to 'drop', or leave config.reference.models empty."
+            f"set it to 'drop', or {other}."
         )
     if models and config.model.init == "random" and START in models:
         raise UserError("config.model.init is 'random', which is no reference; name a config.reference.models.")

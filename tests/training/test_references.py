@@ -88,7 +88,9 @@ def test_what_references_cannot_be_is_refused(config, tmp_path):
     refuse("asks the base under an adapter, but config.adapter.kind is 'none'", reference__online=True)
     refuse("leave models empty", adapter__kind="lora", reference__models=("elsewhere",))
     refuse("'sft' reads no reference", reference__models=())
-    refuse("score each example by itself", reference__online=False, data__attention_unit="row",
-           reference__models=("elsewhere",))  # fmt: skip
+    refuse("score each example by itself.*, or leave models empty", reference__online=False,
+           data__attention_unit="row", reference__models=("elsewhere",))  # fmt: skip
+    refuse("score each example by itself.*, or set config.reference.online", reference__models=(),
+           objective__name="minor_sft", objective__beta=0.1)  # fmt: skip
     refuse("'random', which is no reference", data__attention_unit="example", model__init="random",
            reference__models=("start",))  # fmt: skip
