@@ -7,6 +7,7 @@ that was not trained on it, C = 1, gives its perplexity alone.
 """
 
 import dataclasses
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,6 +24,7 @@ from jaxsft.models.checkpoint import fingerprint, resolve
 from jaxsft.scoring.reference import score_log_probs
 from jaxsft.scoring.table import read_scores, write_scores
 from jaxsft.sharding import data_shards, make_mesh, process_share
+from jaxsft.training.program import dtypes
 from jaxsft.training.restore import is_workdir, open_model, snapshots, trained_by, weights_fingerprint
 
 LARGEST = 50.0  # nats; a mean beyond it counts as this, so that one wild checkpoint leaves the others a say
@@ -57,7 +59,7 @@ def score_confidence(config: ScoreConfig, path: epath.PathLike) -> str:
     path, model, mesh = epath.Path(path), config.model.path, make_mesh(config.mesh)
     steps: list[int | None] = list(snapshots(model)) if is_workdir(model) else [None]
     dataset, loader = _examples(config, mesh)
-    key = {"examples": dataset.examples_fingerprint, "models": [_fingerprint(model, step) for step in steps]}
+    key = _key(config, dataset, mesh) | {"models": [_fingerprint(model, step) for step in steps]}
     if not path.exists():
         nll = {}
         for i, step in enumerate(steps):
@@ -65,7 +67,7 @@ def score_confidence(config: ScoreConfig, path: epath.PathLike) -> str:
             if jax.process_index() == 0:
                 print(f"{i + 1}/{len(steps)}: {model}{'' if step is None else f' at step {step}'}", flush=True)
             nll[name] = _summed_nll(config, dataset, loader, mesh, path.parent / f"{name}.parquet", step)
-        scores = {"confidence": confidence(np.stack(list(nll.values())), dataset.supervised), **nll}
+        scores = {"confidence": confidence(np.stack(list(nll.values())), dataset.supervised).astype(np.float32), **nll}
         if jax.process_index() == 0:
             write_scores(path, key, np.arange(len(dataset)), scores)
     else:
@@ -97,13 +99,19 @@ def _summed_nll(
     config: ScoreConfig, dataset: Dataset, loader: Loader, mesh: Mesh, path: epath.Path, step: int | None
 ) -> np.ndarray:
     """float32 [examples], of one checkpoint; kept, so that a broken-off stage loads no model for it again."""
-    key = {"examples": dataset.examples_fingerprint, "model": _fingerprint(config.model.path, step)}
+    key = _key(config, dataset, mesh) | {"model": _fingerprint(config.model.path, step)}
     if path.exists():
         return -read_scores(path, key)[1]["log_prob"]
     opened = open_model(config.model.path, config.model, mesh, step)
     dataset.check_vocabulary(opened.decoder.arch.vocab_size)
     weights = (opened.params, opened.adapters)
     return -score_log_probs(opened.decoder, weights, dataset, loader, mesh, path, key)
+
+
+def _key(config: ScoreConfig, dataset: Dataset, mesh: Mesh) -> dict[str, Any]:
+    """What decides the numbers besides the models: nothing else records it before the stage is done."""
+    dtype, param_dtype = (str(dtype) for dtype in dtypes(config.model, mesh))
+    return {"examples": dataset.examples_fingerprint, "dtype": dtype, "param_dtype": param_dtype}
 
 
 def _fingerprint(model: str, step: int | None) -> str:

@@ -49,7 +49,7 @@ def score_examples(
     path = epath.Path(path)
     if path.exists():
         return _ordered(*read_scores(path, key), len(dataset), path)
-    parts = _Parts(path, key | {"rows": rows})
+    parts = _Parts(path, key | {"rows": rows, "length": loader.row_length, "slots": loader.num_slots})
     done = list(parts.read())
     bar = tqdm(total=len(dataset), desc=f"scoring {path.stem}", unit="example", leave=False, disable=None)
     with jax.set_mesh(mesh), bar:

@@ -124,6 +124,20 @@ def test_scores_are_of_the_examples_of_their_grouping(model_folder, tmp_path, gr
     assert len(set(dataset.records[dataset.epoch(0).members].tolist())) == (2 if grouping == "mixup" else 3)
 
 
+def test_tables_of_other_numbers_are_refused(model_folder, data_file, tmp_path):
+    """A stage that was broken off, and goes on in another dtype, would otherwise mix both."""
+    data = DataConfig(str(data_file), rows=":8", template="plain", max_length=128, cache_dir=str(tmp_path / "cache"))
+    config = ScoreConfig(model=ModelConfig(str(model_folder)), data=data, batch_size=8)
+    score_confidence(config, tmp_path / "scores.parquet")
+    for field in ("dtype", "param_dtype"):
+        other = dataclasses.replace(config, model=dataclasses.replace(config.model, **{field: "bfloat16"}))
+        with pytest.raises(UserError, match=rf"scores\.parquet are stale: .* {field} = 'float32', now .*'bfloat16'"):
+            score_confidence(other, tmp_path / "scores.parquet")
+    (tmp_path / "scores.parquet").unlink()
+    with pytest.raises(UserError, match=r"nll\.parquet are stale: .* param_dtype"):
+        score_confidence(other, tmp_path / "scores.parquet")
+
+
 def test_a_model_that_was_not_trained_gives_a_perplexity_split(model_folder, data_file, tmp_path):
     data = DataConfig(str(data_file), rows=":9", template="plain", max_length=128, cache_dir=str(tmp_path / "cache"))
     config = ScoreConfig(model=ModelConfig(str(model_folder)), data=data, batch_size=8)

@@ -107,6 +107,25 @@ def test_parts_of_another_pass_are_not_taken(data, tmp_path, monkeypatch):
     assert (scores["half"] == np.arange(40) / 2).all()
 
 
+def test_parts_of_rows_of_another_form_are_not_taken(data, tmp_path, monkeypatch):
+    """Of which the n-th holds other examples."""
+    dataset, config = data
+    monkeypatch.setattr(run, "PART", 2)
+
+    def breaks(batch):
+        if len(asked) == 5:
+            raise KeyboardInterrupt
+        return number_of(asked)(batch)
+
+    for change in ({"max_examples_per_row": 2}, {"packing": False}, {"max_length": 120}):
+        path, asked = tmp_path / f"{next(iter(change))}.parquet", []
+        with pytest.raises(KeyboardInterrupt):
+            score_examples(breaks, dataset, Loader(dataset, config, 2), one(), path, KEY, 2)
+        loader = Loader(dataset, dataclasses.replace(config, **change), 2)
+        scores = score_examples(number_of([]), dataset, loader, one(), path, KEY, 2)
+        assert (scores["half"] == np.arange(40) / 2).all()
+
+
 def test_a_stale_table_is_refused(data, tmp_path):
     dataset, _ = data
     path, loader = tmp_path / "a.parquet", Loader(*data, 2)
