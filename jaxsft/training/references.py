@@ -103,31 +103,27 @@ class References:
           mesh: the run's.
           base: the parameters that the run starts from.
         """
-        rows = self._config.batch_size // self._config.accumulate
         for kept in self._watched:
             nll = kept.score(base, None).astype(np.float32)  # as the table holds it
             kept.keep(nll)
             if jax.process_index() == 0:
                 write_scores(self._path(kept.task.name), self._start_key(kept), np.arange(len(nll)), {"nll": nll})
         for name, model in self._named():
-            run, weights = decoder, (base, None)
-            if model != START:
-                opened = open_model(model, self._config.model, mesh)
-                run, weights = opened.decoder, (opened.params, opened.adapters)
-            values = score_log_probs(
-                run,
-                weights,
-                dataset,
-                loader,
-                mesh,
-                self._path(name),
-                self._key(dataset, model),
-                self._config.objective.chunk_size,
-                rows,
-            )
-            dataset.score(name, values)
+            dataset.score(name, self._ask(name, model, dataset, loader, decoder, mesh, base))
             if jax.process_index() == 0:
                 print(f"{name}: {model} has scored {len(dataset)} examples", flush=True)
+
+    def _ask(
+        self, name: str, model: str, dataset: Dataset, loader: Loader, decoder: Decoder, mesh: Mesh, base: Any
+    ) -> np.ndarray:
+        """What one reference says of every example; on return its weights are gone, before the next one's come."""
+        weights = (base, None)
+        if model != START:
+            opened = open_model(model, self._config.model, mesh)
+            decoder, weights = opened.decoder, (opened.params, opened.adapters)
+        rows, chunk_size = self._config.batch_size // self._config.accumulate, self._config.objective.chunk_size
+        path, key = self._path(name), self._key(dataset, model)
+        return score_log_probs(decoder, weights, dataset, loader, mesh, path, key, chunk_size, rows)
 
     def _named(self) -> list[tuple[str, str]]:
         return [(f"{PREFIX}{k}", model) for k, model in enumerate(self.models)]

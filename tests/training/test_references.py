@@ -1,14 +1,19 @@
 """Runs that are compared with a frozen model: the deviation, an exact resume, and what is refused."""
 
+import gc
 import json
 import shutil
+import weakref
 
+import jax
 import numpy as np
 import pytest
 
 from jaxsft.config import CheckpointConfig, DataConfig, ReferenceConfig, TrainConfig
 from jaxsft.errors import UserError
 from jaxsft.scoring.table import read_scores, write_scores
+from jaxsft.training import references
+from jaxsft.training.restore import open_model
 from jaxsft.training.train import train
 from tests.training.conftest import lines
 
@@ -56,6 +61,23 @@ def test_any_objective_reports_the_deviation_from_several_references(config, tmp
     write_scores(again / "scores" / "reference_1.parquet", {"model": "x"}, np.arange(2), {"log_prob": np.zeros(2)})
     with pytest.raises(UserError, match="stale"):
         train(config, str(again))
+
+
+def test_one_reference_is_in_memory_at_a_time(config, model_folder, tmp_path, monkeypatch):
+    """Beside the start, which the run needs."""
+    opened = []
+
+    def watched(*arguments):
+        gc.collect()
+        assert [of() for of in opened] == [None] * len(opened)
+        model = open_model(*arguments)
+        opened.append(weakref.ref(jax.tree.leaves(model.params)[0]))
+        return model
+
+    monkeypatch.setattr(references, "open_model", watched)
+    config.steps, config.reference = 1, ReferenceConfig((str(model_folder),) * 2)
+    train(config, str(tmp_path / "run"))
+    assert len(opened) == 2 and [of() for of in opened] == [None, None]
 
 
 def test_a_reference_that_cannot_score_is_refused_before_the_run_is_recorded(config, model_folder, tmp_path):
