@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxsft.config import DataConfig, DCoTConfig
-from jaxsft.data.conversation import Conversation, parse, rename
+from jaxsft.data.conversation import WEIGHT_KEYS, Conversation, parse, rename
 from jaxsft.data.groups import Groups
 from jaxsft.errors import UserError
 from jaxsft.validation import did_you_mean
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
 FINAL = "[Final answer]"
 TAG = re.compile(r"\[(?:Question|Context|Options|Number of answers|Answer \d+|Final answer)\]")
 RESERVED = ("[Answer", FINAL)
-KEPT = ("source", "task_type", "weight", "system")  # what a record may say besides
+KEPT = ("source", "task_type", *WEIGHT_KEYS, "system")  # what a record may say besides
 
 
 class Problem(NamedTuple):

@@ -143,6 +143,12 @@ def test_the_prompt_has_no_loss(make, tokenizer):
     assert weights.tolist() == [0.0] + [1.0] * (len(ids) - 1)
 
 
+@pytest.mark.parametrize("name", ["weight", "loss_weight"])
+def test_a_question_has_a_weight_by_either_name(make, name):
+    dataset, _ = make([record | {name: 0.5} for record in RECORDS])
+    assert set(dataset.example(0)[1].tolist()) == {0.0, 0.5}
+
+
 def test_questions_without_chains_and_long_ones_are_counted(make, tokenizer):
     records = [*RECORDS, {"question": "q", "chains": [], "answer": "a"}]
     dataset, config = make(records)
