@@ -22,7 +22,7 @@ from etils import epath
 from jaxsft.data.render import Example
 from jaxsft.errors import UserError
 
-VERSION = 6  # raise it when the same data would give other arrays
+VERSION = 7  # raise it when the same data would give other arrays
 DEFAULT = "~/.cache/jaxsft"
 META = "meta.json"
 
