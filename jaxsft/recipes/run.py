@@ -17,7 +17,7 @@ from jaxsft.errors import UserError
 from jaxsft.files import write_json
 from jaxsft.recipes.plan import Stage, plan
 from jaxsft.recipes.stages import KINDS
-from jaxsft.training.workdir import FREE, Workdir, flatten
+from jaxsft.training.workdir import Workdir, flatten, may_change
 from jaxsft.validation import from_dict, to_dict
 
 RECORD = "stage.json"
@@ -93,8 +93,7 @@ def _read(stage: Stage) -> dict[str, Any] | None:
     before = to_dict(from_dict(KINDS[stage.kind].config, record["config"], f"{file}: config"))
     old, new = flatten(before), flatten(to_dict(stage.config))
     for name in sorted(old.keys() | new.keys()):
-        free = any(name == field or name.startswith(f"{field}.") for field in FREE)
-        if old.get(name) != new.get(name) and not free:
+        if old.get(name) != new.get(name) and not may_change(name):
             raise UserError(
                 f"the stage {stage.name!r} in {stage.folder} had config.{name} = {old.get(name)!r}, now it is "
                 f"{new.get(name)!r}; {_ADVICE}"

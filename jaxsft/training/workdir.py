@@ -100,8 +100,7 @@ class Workdir:
             before = to_dict(from_dict(TrainConfig, before, f"{file}: config"))
         old, new = flatten(before), flatten(now)
         for name in sorted(old.keys() | new.keys()):
-            free = section == "config" and any(name == f or name.startswith(f + ".") for f in FREE)
-            if old.get(name) != new.get(name) and not free:
+            if old.get(name) != new.get(name) and not (section == "config" and may_change(name)):
                 raise UserError(
                     f"workdir {self.path} holds a run with {section}.{name} = {old.get(name)!r}, now it is "
                     f"{new.get(name)!r}; choose another --workdir, or repeat the command that started it."
@@ -216,6 +215,13 @@ def _version(name: str) -> str:
         return metadata.version(name)
     except metadata.PackageNotFoundError:  # run from a checkout on PYTHONPATH
         return "not installed"
+
+
+def may_change(name: str) -> bool:
+    """Whether the field of this path may differ where a run, or a stage of a recipe, goes on."""
+    if name == "checkpoint.snapshots":  # by the record those that score a run know which to ask
+        return False
+    return name.split(".")[-1] == "cache_dir" or any(name == free or name.startswith(f"{free}.") for free in FREE)
 
 
 def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:

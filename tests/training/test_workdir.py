@@ -83,6 +83,7 @@ def test_record_holds_all_that_a_repetition_needs(tmp_path):
         ({"adapter.lora.targets": ("layers.*",)}, r"config\.adapter\.lora\.targets = \['layers"),
         ({"log.every": 7}, r"config\.log\.every"),
         ({"checkpoint.every": 7, "steps": 9}, r"config\.steps = 0, now it is 9"),
+        ({"checkpoint.snapshots": 5}, r"config\.checkpoint\.snapshots = 0, now it is 5"),
     ],
 )
 def test_another_config_is_refused_by_name(tmp_path, changes, message):
@@ -100,7 +101,7 @@ def test_another_config_is_refused_by_name(tmp_path, changes, message):
         {"checkpoint.every": 7, "checkpoint.keep_best": 1},
         {"log.tensorboard": False},
         {"log.wandb_project": "w"},
-        {"data.cache_dir": "/elsewhere"},
+        {"data.cache_dir": "/elsewhere", "objective.regularizers.ewc_data.cache_dir": "/elsewhere"},
     ],
 )
 def test_fields_that_change_no_number_are_free(tmp_path, changes):
