@@ -170,6 +170,11 @@ def _chunks(dataset: "Dataset", members: np.ndarray, epoch: int) -> Chunks:
     count = -(-len(members) // len(config.mixture.domains))
     pools = [members[domains == k] for k in range(len(config.mixture.domains))]
     if empty := [name for name, pool in zip(config.mixture.domains, pools) if not len(pool)]:
+        if config.keep < 1:
+            raise UserError(
+                f"config.data.keep {config.keep:g} leaves no example of the domain {empty[0]!r}; raise it, or leave "
+                "out both that domain's records and its name."
+            )
         raise UserError(f"every source with examples of the domain {empty[0]!r} has weight 0; raise one.")
     table = np.stack([_stream(dataset, pool, k, epoch * count, count) for k, pool in enumerate(pools)], axis=1)
     begins = np.zeros(table.shape, np.int64)

@@ -16,6 +16,7 @@ from jaxsft.errors import UserError
 from jaxsft.models.decoder import Decoder
 from jaxsft.objectives.figures import token_metrics, token_sums
 from jaxsft.objectives.sft import SFT
+from jaxsft.scoring.table import write_scores
 from jaxsft.training.step import BoundModel
 from tests.data.conftest import make_tokenizer, write_jsonl
 from tests.tiny import llama, on_device
@@ -332,3 +333,12 @@ def test_what_cannot_be_mixed_is_refused(make):
         make(weight=0.5)
     with pytest.raises(UserError, match="plain text has no turns"):
         make([*records(), {"text": "a", "task_type": "code"}], mixture=dataclasses.replace(domains, system=PROMPTS))
+
+
+def test_a_domain_of_which_nothing_is_kept_is_named(make, tmp_path):
+    dataset, _ = make()
+    scores = (dataset.domain_ids == 0).astype(np.float32)
+    table = tmp_path / "scores.parquet"
+    write_scores(table, {"examples": dataset.examples_fingerprint}, np.arange(len(dataset)), {"confidence": scores})
+    with pytest.raises(UserError, match=rf"keep 0\.1 leaves no example of the domain '{DOMAINS[1]}'"):
+        make(scores=str(table), keep=0.1)
