@@ -15,7 +15,7 @@ CHOICES = {
     "supervise": ("assistant", "all"),
     "by": ("source", "task_type"),
     "weighting": ("token", "turn", "example"),
-    "grouping": ("example", "preference", "mixup", "domain", "dcot"),  # the names in `jaxsft.data.grouping.GROUPINGS`
+    "grouping": ("example", "preference", "mixup", "domain", "dcot", "views"),  # those of `jaxsft.data.grouping`
     "attention_unit": ("example", "group", "row"),
     "MixtureConfig.by": ("task_type", "source"),
     "init": ("pretrained", "random"),
@@ -31,6 +31,7 @@ CHOICES = {
     "lambda_scope": ("pair", "token", "batch"),
     "mix_hidden": ("post_norm", "pre_norm"),
     "mix_reduction": ("mean", "sum"),
+    "views": ("max", "mean"),
     "l1_on": ("change", "weights"),
     "schedule": ("cosine", "linear", "constant", "wsd"),
     "task": ("perplexity", "multiple_choice", "generation", "deviation"),
@@ -45,7 +46,8 @@ POSITIVE = {
 NOT_NEGATIVE = {
     "SourceConfig.weight", "max_dropped", "dropout", "z_loss", "label_smoothing", "final_ratio", "weight_decay",
     "max_grad_norm", "ema", "warmup_ratio", "decay_ratio", "eps", "every", "keep_best", "steps", "epochs", "alpha",
-    "b1", "b2", "seed", "max_new_tokens", "chains", "beta", "sft_weight", "reference_clip", "mu", "snapshots",
+    "b1", "b2", "seed", "max_new_tokens", "chains", "beta", "sft_weight", "reference_clip", "mu", "consistency",
+    "snapshots",
     "neftune_alpha", "kl_to_base", "l2_to_start", "ewc", "l1",
 }  # fmt: skip
 AT_MOST_ONE = {"keep"}

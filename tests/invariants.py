@@ -94,6 +94,7 @@ CASES = [
     Case("minor-sft-lora-online", dataclasses.replace(_lora(), objective=MINOR)),
     Case("mrpo", _config(objective=MRPO), group=2, extras=REFERENCES),
     Case("minor-dpo-lora-online", dataclasses.replace(_lora(), objective=MINOR_DPO), group=2),
+    Case("max-match", _config(objective=ObjectiveConfig("max_match", consistency=0.5)), group=3),
     Case("mixture-of-instructions", _config(), group=2, extras=DOMAINS, chunks=True),
 ]
 MESHES = {
@@ -118,7 +119,7 @@ def one_device():
 
 def batch_of(case: Case, seed: int = 0, rows: int = ROWS):
     """Packed rows with very unequal supervised weight: the second half of the rows holds almost none."""
-    examples = random_examples(4 * rows, 20, seed=seed)
+    examples = random_examples(4 * rows, min(20, LENGTH // (case.group + 1)), seed=seed)
     batch = lay_out(case, packed_rows(examples, rows, LENGTH, case.group), LENGTH, SLOTS, examples)
     batch.weights[rows // 2 :] *= np.random.default_rng(seed).random((rows // 2, LENGTH)) < 0.1
     return batch

@@ -297,15 +297,15 @@ def _init(choice, tmp_path):
 T = float(np.float32(1 / 3))
 
 
-def _mixture(**changes):
-    """The loss of a pair under a model without attention."""
-    batch = make_batch([random_examples(2, 9)], 18, 2)
-    batch.extras["member"] = np.array([[0, 1]], np.int32)
-    unnormed = jnp.sin(jnp.arange(18.0 * 4)).reshape(1, 18, 4)
+def _of_group(name, size, **changes):
+    """The loss of a group of examples under a model without attention."""
+    batch = make_batch([random_examples(size, 9)], 9 * size, size)
+    batch.extras["member"] = np.arange(size, dtype=np.int32)[None]
+    unnormed = jnp.sin(jnp.arange(9.0 * size * 4)).reshape(1, 9 * size, 4)
     output = ModelOutput(unnormed**3, lambda w, h: h @ w, jnp.cos(jnp.arange(256.0)).reshape(4, 64))
     output = dataclasses.replace(output, unnormed=unnormed, norm=lambda x: x**3)
     model = type("Model", (), {"step_key": jax.random.key(0), "__call__": lambda self, batch: output})()
-    objective = make_objective(ObjectiveConfig("sftmix", **changes))
+    objective = make_objective(ObjectiveConfig(name, **changes))
     return float(total(objective(model, batch, objective.denominators(batch))[0]))
 
 
@@ -326,9 +326,10 @@ READERS = {
     "reduction": (lambda choice, _: make_objective(ObjectiveConfig(reduction=choice)).reduction, None),
     "ratio": (lambda choice, _: make_objective(ObjectiveConfig("minor_sft", beta=0.1, ratio=choice)).ratio, None),
     "form": (lambda choice, _: make_objective(ObjectiveConfig("minor_sft", beta=0.1, form=choice)).form, None),
-    "lambda_scope": (lambda choice, _: _mixture(lambda_scope=choice), None),
-    "mix_hidden": (lambda choice, _: _mixture(mix_hidden=choice), None),
-    "mix_reduction": (lambda choice, _: _mixture(mix_reduction=choice), None),
+    "lambda_scope": (lambda choice, _: _of_group("sftmix", 2, lambda_scope=choice), None),
+    "mix_hidden": (lambda choice, _: _of_group("sftmix", 2, mix_hidden=choice), None),
+    "mix_reduction": (lambda choice, _: _of_group("sftmix", 2, mix_reduction=choice), None),
+    "views": (lambda choice, _: _of_group("max_match", 3, views=choice), None),
     "StageConfig.kind": (lambda choice, _: stages.KINDS[choice].config.__name__, None),
     "l1_on": (_l1_on, {"change": 0.0, "weights": 2.0}),
     "schedule": (_schedule, None),

@@ -107,7 +107,8 @@ class DataConfig:
       grouping: how examples stand together in a row, which packing never splits: "example" (each by itself),
         "preference" (the chosen and the rejected answer of a pair, each within half of `max_length`), "mixup" (random
         pairs of one from the better half by `score` and one from the other, likewise), "domain" (chunks of one example
-        of each of `mixture.domains`) or "dcot" (each by itself, made of chains of thought).
+        of each of `mixture.domains`), "dcot" (each by itself, made of chains of thought) or "views" (a record and the
+        other prompts that its field `views` lists).
       attention_unit: what a token may look back on: its "example", its "group", or the whole "row".
       mixture: domains and their system prompts.
       dcot: how chains of thought become responses.

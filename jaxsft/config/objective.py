@@ -70,6 +70,9 @@ class ObjectiveConfig:
         final norm).
       mix_reduction: for "sftmix": the mixed loss is the "mean" over mixed tokens, or the "sum" over them divided by
         what the examples' own sum is divided by.
+      consistency: for "max_match": what the divergence between a record and its views counts beside the loss of the
+        record; 0 is plain fine-tuning on the records.
+      views: for "max_match": the divergence is that of the worst view ("max") or the "mean" over a record's views.
       regularizers: see `RegularizersConfig`.
     """
 
@@ -92,6 +95,8 @@ class ObjectiveConfig:
     lambda_scope: str = "pair"
     mix_hidden: str = "post_norm"
     mix_reduction: str = "mean"
+    consistency: float = 1.0
+    views: str = "max"
     regularizers: RegularizersConfig = dataclasses.field(default_factory=RegularizersConfig)
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from jaxsft.config import DataConfig
-from jaxsft.data import dcot, mixture, mixup
+from jaxsft.data import dcot, mixture, mixup, views
 from jaxsft.data.conversation import Conversation
 from jaxsft.data.groups import Groups
 from jaxsft.data.preference import pairs, sides
@@ -57,6 +57,7 @@ GROUPINGS: dict[str, Grouping] = {
     "mixup": Grouping(mixup.pairs, parts=2),
     "domain": Grouping(mixture.chunks, notices=mixture.notices),
     "dcot": Grouping(dcot.groups, read=dcot.read),
+    "views": Grouping(views.groups, views.variants, whole=True, varies=False, notices=views.notices),
 }
 
 

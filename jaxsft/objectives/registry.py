@@ -4,6 +4,7 @@ import dataclasses
 
 from jaxsft.config import ObjectiveConfig
 from jaxsft.errors import UserError
+from jaxsft.objectives.max_match import MaxMatch
 from jaxsft.objectives.minor_sft import MinorSFT
 from jaxsft.objectives.mrpo import MRPO
 from jaxsft.objectives.objective import Objective
@@ -21,6 +22,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "minor_dpo": MinorDPO,
     "mrpo": MRPO,
     "sftmix": SFTMix,
+    "max_match": MaxMatch,
 }
 
 
