@@ -8,7 +8,7 @@ Conditions must be words of the world: "plus" for the clean sources, "minus" for
 from jaxsft.config import TrainConfig
 from jaxsft.world.recipe import plain
 
-LEARNING_RATES = (3e-4, 6e-4, 1e-3, 2e-3)
+LEARNING_RATES = (6e-4, 1e-3, 2e-3)
 
 
 def get_config() -> TrainConfig:

@@ -6,7 +6,7 @@ python scripts/train.py --config=configs/world/c_rlft_conditions.py --workdir=ru
 from jaxsft.config import TrainConfig
 from jaxsft.world.recipe import plain
 
-LEARNING_RATES = (3e-4, 6e-4, 1e-3, 2e-3)
+LEARNING_RATES = (6e-4, 1e-3, 2e-3)
 
 
 def get_config() -> TrainConfig:

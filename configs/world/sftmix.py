@@ -12,7 +12,7 @@ from jaxsft.recipes.run import run as run_stages
 from jaxsft.training.train import train
 from jaxsft.world.recipe import plain
 
-LEARNING_RATES = (1e-4, 3e-4, 6e-4, 1e-3, 2e-3)
+LEARNING_RATES = (6e-4, 1e-3, 2e-3)
 
 
 def get_config() -> TrainConfig:
