@@ -1,7 +1,9 @@
 """The command that repeats a run, from its recorded config alone."""
 
+import dataclasses
 import pprint
 import shlex
+import typing
 from typing import Any
 
 from jaxsft.config import TrainConfig
@@ -11,7 +13,8 @@ from jaxsft.validation import to_dict
 
 CONFIG_NAME = "repeat.py"
 DEFAULTS_LINE = "from jaxsft.config import TrainConfig as get_config"
-CONFIG_FILE = """from jaxsft.config import TrainConfig, from_dict
+CONFIG_FILE = """from jaxsft.config import TrainConfig
+from jaxsft.validation import from_dict
 
 
 def get_config() -> TrainConfig:
@@ -32,12 +35,14 @@ def overrides(config: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
         if value == defaults.get(name):
             continue
         nested = isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict) for v in value))
-        if nested or _is_map(name):
+        if path := _map_of(name):
+            rest.setdefault(path, {}).update({} if name == path else {name.removeprefix(f"{path}."): value})
+        elif nested:
             rest[name] = value
         else:
             text = repr(tuple(value)) if isinstance(value, list) else str(value)
             flags.append(f"--config.{name}={text}")
-    return flags, _folded(rest)
+    return flags, rest
 
 
 def command(run: Run) -> str:
@@ -62,17 +67,17 @@ def config_file(run: Run) -> str:
     return CONFIG_FILE.format(pprint.pformat(tree, width=100, sort_dicts=False).replace("\n", "\n        "))
 
 
-def _is_map(name: str) -> bool:
-    return ".fields." in f".{name}."
+def _map_of(name: str) -> str:
+    """The path of the field that holds a map, of which a flattened name is one entry; "" for all other fields."""
+    return next((path for path in _maps(TrainConfig) if name == path or name.startswith(f"{path}.")), "")
 
 
-def _folded(rest: dict[str, Any]) -> dict[str, Any]:
-    """{"data.fields.a": "b"} -> {"data.fields": {"a": "b"}}."""
-    folded: dict[str, Any] = {}
-    for name, value in rest.items():
-        start, inner, end = name.partition(".fields.")
-        if inner:
-            folded.setdefault(f"{start}.fields", {})[end] = value
-        else:
-            folded[name] = value
-    return folded
+def _maps(kind: type, prefix: str = "") -> list[str]:
+    """Paths of the fields that hold maps, which flags cannot set."""
+    found = []
+    for name, hint in typing.get_type_hints(kind).items():
+        if dataclasses.is_dataclass(hint):
+            found += _maps(hint, f"{prefix}{name}.")
+        elif typing.get_origin(hint) is dict:
+            found.append(f"{prefix}{name}")
+    return found

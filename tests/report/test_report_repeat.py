@@ -26,6 +26,10 @@ NESTED = {
     "data.fields": {"question": "prompt"},
     "data.sources": [made.TrainConfig().data.all_sources()[0]],
     "eval.tasks": [TaskConfig(name="seen", data=DataConfig(path="x", packing=False))],
+    "data.classes.condition": {"a.b": "GPT4", "c": ""},
+    "data.mixture.system": {"code": "You are a programmer."},
+    "objective.regularizers.ewc_data.fields": {"q": "prompt"},
+    "objective.beta": 0.1,
     "seed": 3,
 }
 
