@@ -23,7 +23,6 @@ CHOICES = {
     "param_dtype": ("auto", "float32", "bfloat16"),
     "remat": ("none", "dots", "block"),
     "attention": ("auto", "xla"),
-    "kind": ("none", "lora"),
     "StageConfig.kind": ("train", "score", "evaluate"),  # the names in `jaxsft.recipes.stages.KINDS`
     "reduction": ("token_mean", "example_mean"),
     "ratio": ("sum", "mean"),

@@ -3,11 +3,14 @@
     python scripts/benchmark.py --shapes=tiny --methods=full,lora --objectives=sft,minor_sft
 
 prints one line for each shape, method and objective: tokens per second (slots), seconds a step, compile time, peak
-memory; and of every objective but the first, the time relative to the first. The objectives of a method take turns,
-step by step, so that what else the machine does hits all alike; the ratio is the median over pairs of steps.
+memory; of every objective but the first, the time relative to the first under the same method, and of every method but
+the first, relative to the first method. All take turns, step by step, so that what else the machine does hits all
+alike; the ratio is the median over pairs of steps.
 """
 
 import dataclasses
+import functools
+import itertools
 import time
 from typing import Any
 
@@ -60,7 +63,13 @@ SHAPES = {
     "1b": Shape(2048, 8192, 16, 32, 8, 128256, 8, 4096),
     "8b": Shape(4096, 14336, 32, 32, 8, 128256, 8, 4096),
 }
-METHODS = {"full": "none", "lora": "lora"}
+FFN = ("layers.*.mlp.*_proj",)
+# What a method sets in the config, by path.
+METHODS: dict[str, dict[str, Any]] = {
+    "full": {},
+    "lora": {"adapter.kind": "lora"},
+    "lora-ffn": {"adapter.kind": "lora", "adapter.lora.rank": 24, "adapter.lora.targets": FFN},
+}
 OBJECTIVES: dict[str, dict[str, Any]] = {"sft": {}, "minor_sft": {"beta": 0.1}, "sftmix": {}}
 
 SHAPE_NAMES = flags.DEFINE_list("shapes", ["tiny"], f"Of {', '.join(SHAPES)}.")
@@ -74,19 +83,18 @@ TENSOR = flags.DEFINE_integer("tensor", 1, "See MeshConfig.tensor.")
 
 def main() -> str:
     print(
-        f"{'shape':8} {'method':6} {'objective':10} {'tokens/s':>10} {'s/step':>9} {'compile s':>9} {'peak GiB':>9} "
+        f"{'shape':8} {'method':12} {'objective':10} {'tokens/s':>10} {'s/step':>9} {'compile s':>9} {'peak GiB':>9} "
         f"{'MFU':>6}"
     )
     objectives = _known(OBJECTIVE_NAMES.value, OBJECTIVES, "--objectives")
     for shape in _known(SHAPE_NAMES.value, SHAPES, "--shapes"):
-        for method in _known(METHOD_NAMES.value, METHODS, "--methods"):
-            print(measure(shape, method, objectives), flush=True)
+        print(measure(shape, _known(METHOD_NAMES.value, METHODS, "--methods"), objectives), flush=True)
     device = jax.devices()[0]
     return f"{STEPS.value} timed steps each on {jax.device_count()} x {device.device_kind}"
 
 
 class Contestant:
-    """An objective's compiled step, its state, and the times of its steps.
+    """The compiled step of a method and an objective, its state, and the times of its steps.
 
     Attributes:
       compiling: seconds.
@@ -95,7 +103,10 @@ class Contestant:
 
     def __init__(self, shape: Shape, method: str, objective: str):
         config = TrainConfig()
-        config.adapter.kind, config.model.remat = METHODS[method], REMAT.value
+        config.model.remat = REMAT.value
+        for path, value in METHODS[method].items():
+            *nodes, name = path.split(".")
+            setattr(functools.reduce(getattr, nodes, config), name, value)
         config.objective = ObjectiveConfig(objective, **OBJECTIVES[objective])
         config.mesh.fsdp, config.mesh.tensor = FSDP.value, TENSOR.value
         mesh = make_mesh(config.mesh)
@@ -121,26 +132,27 @@ class Contestant:
         self.times.append(time.perf_counter() - began)
 
 
-def measure(name: str, method: str, objectives: list[str]) -> str:
-    """The lines of a shape and method."""
+def measure(name: str, methods: list[str], objectives: list[str]) -> str:
+    """The lines of a shape."""
     shape = SHAPES[name]
-    contestants = {objective: Contestant(shape, method, objective) for objective in objectives}
+    contestants = {pair: Contestant(shape, *pair) for pair in itertools.product(methods, objectives)}
     for _ in range(STEPS.value + 2):
         for contestant in contestants.values():
             contestant.step()
-    times = {objective: np.array(contestant.times[2:]) for objective, contestant in contestants.items()}
-    first = objectives[0]
-    flops = flops_per_token(shape.architecture(), shape.length // 2, float(method == "full"))
+    times = {pair: np.array(contestant.times[2:]) for pair, contestant in contestants.items()}
     best, lines = peak_flops(jax.devices()[0]), []
-    for objective, c in contestants.items():
-        seconds = float(np.median(times[objective]))
+    for (method, objective), c in contestants.items():
+        flops = flops_per_token(shape.architecture(), shape.length // 2, float(method == "full"))
+        seconds = float(np.median(times[method, objective]))
         mfu = f"{c.tokens * flops / seconds / best / jax.device_count():6.1%}" if best else "     -"
-        line = f"{name:8} {method:6} {objective:10} {c.tokens / seconds:10.0f} {seconds:9.4f} {c.compiling:9.1f} "
+        line = f"{name:8} {method:12} {objective:10} {c.tokens / seconds:10.0f} {seconds:9.4f} {c.compiling:9.1f} "
         line += f"{c.peak:9.3f} {mfu}"
-        if objective != first:
-            line += f"   {np.median(times[objective] / times[first]):.3f} of the time of {first}"
-            if (first, objective, method) == ("sft", "sftmix", "full"):
-                line += f", {least_ratio(shape):.3f} by FLOPs"
+        against = (method, objectives[0]) if objective != objectives[0] else (methods[0], objective)
+        if against != (method, objective):
+            ratio = np.median(times[method, objective] / times[against])
+            line += f"   {ratio:.3f} of the time of {against[0] if objective == objectives[0] else against[1]}"
+        if (method, objective, against[1]) == ("full", "sftmix", "sft"):
+            line += f", {least_ratio(shape):.3f} by FLOPs"
         lines.append(line)
     return "\n".join(lines)
 

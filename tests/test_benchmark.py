@@ -17,6 +17,7 @@ def test_a_line_for_each_shape_and_method():
     assert abs(tokens * seconds / (16 * 256) - 1) < 0.05
     assert 0 < float(lora[6]) < peak, "adapters need less memory than full fine-tuning"
     assert len(re.findall(r"minor_sft .* \d\.\d+ of the time of sft", done.stdout)) == 2
+    assert len(re.findall(r"lora +sft .* \d\.\d+ of the time of full", done.stdout)) == 1
     assert re.search("1 timed steps each on", done.stdout)
 
 

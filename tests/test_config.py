@@ -49,7 +49,7 @@ from jaxsft.objectives.terms import total
 from jaxsft.recipes import stages
 from jaxsft.sharding import make_mesh
 from jaxsft.training.optimizer import DIRECTIONS, make_optimizer, make_schedule
-from jaxsft.training.program import Program, dtypes, make_method
+from jaxsft.training.program import Program, dtypes
 from jaxsft.validation import CHOICES, NOT_NEGATIVE, POSITIVE, did_you_mean, from_dict, to_dict, validate
 from tests.data.conftest import make_tokenizer
 from tests.tiny import llama, make_batch, random_examples
@@ -275,10 +275,6 @@ def _dtypes(field):
     return read
 
 
-def _method(choice, tmp_path):
-    return type(make_method(TrainConfig(adapter=AdapterConfig(choice)), llama())).__name__
-
-
 def _init(choice, tmp_path):
     """Whether a run looks for weights, in a folder that has none."""
     program = types.SimpleNamespace(
@@ -322,7 +318,6 @@ READERS = {
     "param_dtype": (_dtypes("param_dtype"), {"auto": "autobfloat16", "float32": "float32", "bfloat16": "bfloat16"}),
     "remat": (lambda choice, _: _loss(remat=choice), None),
     "attention": (lambda choice, _: (choice, bool(_loss(attention=choice))), None),  # on CPUs both are XLA
-    "kind": (_method, {"none": "Full", "lora": "LoRA"}),
     "reduction": (lambda choice, _: make_objective(ObjectiveConfig(reduction=choice)).reduction, None),
     "ratio": (lambda choice, _: make_objective(ObjectiveConfig("minor_sft", beta=0.1, ratio=choice)).ratio, None),
     "form": (lambda choice, _: make_objective(ObjectiveConfig("minor_sft", beta=0.1, form=choice)).form, None),

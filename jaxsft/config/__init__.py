@@ -4,10 +4,11 @@ Every field has a type and a default that works; `jaxsft.validation` refuses wha
 their meaning (`max_length`, `packing`, `learning_rate`).
 """
 
+from jaxsft.config.adapter import AdapterConfig, LoRAConfig
 from jaxsft.config.data import ClassesConfig, DataConfig, DCoTConfig, MixtureConfig, SourceConfig
 from jaxsft.config.evaluation import EvalConfig, EvaluateConfig, SuiteConfig, TaskConfig
 from jaxsft.config.jobs import MergeConfig, RecipeConfig, ScoreConfig, StageConfig
-from jaxsft.config.model import AdapterConfig, LoRAConfig, MeshConfig, ModelConfig
+from jaxsft.config.model import MeshConfig, ModelConfig
 from jaxsft.config.objective import ObjectiveConfig, ReferenceConfig, RegularizersConfig
 from jaxsft.config.training import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig
 

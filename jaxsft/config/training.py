@@ -2,9 +2,10 @@
 
 import dataclasses
 
+from jaxsft.config.adapter import AdapterConfig
 from jaxsft.config.data import DataConfig
 from jaxsft.config.evaluation import EvalConfig
-from jaxsft.config.model import AdapterConfig, MeshConfig, ModelConfig
+from jaxsft.config.model import MeshConfig, ModelConfig
 from jaxsft.config.objective import ObjectiveConfig, ReferenceConfig
 
 

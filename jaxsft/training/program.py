@@ -13,9 +13,8 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh, NamedSharding
 
-from jaxsft.adapters.full import Full
-from jaxsft.adapters.lora import LoRA
 from jaxsft.adapters.method import Method, Parts
+from jaxsft.adapters.registry import make_method
 from jaxsft.config import ModelConfig, TrainConfig
 from jaxsft.data.batch import Batch
 from jaxsft.errors import UserError
@@ -124,7 +123,7 @@ def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, examp
     check_rows(config, mesh)
     dtype, frozen_dtype = dtypes(config.model, mesh)
     decoder = Decoder(arch, dtype=dtype, remat=config.model.remat, attention=config.model.attention)
-    method = make_method(config, arch)
+    method = make_method(config, arch, steps)
     abstract_base = decoder.abstract_params(jnp.float32 if method.trains_base else frozen_dtype)
     where, patterns = method.patterns
     layout.select(arch, abstract_base, patterns, where)  # refuses patterns that name nothing
@@ -154,26 +153,6 @@ def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, examp
         donate_argnums=0,
     )
     return Program(config, mesh, decoder, method, optimizer, base, state, frozen, batch, jitted)
-
-
-def make_method(config: TrainConfig, arch: Architecture) -> Method:
-    """The tuning method that the config names.
-
-    Raises:
-      UserError: for a choice of parameters that the method cannot train.
-    """
-    if config.adapter.kind == "lora":
-        if arch.tied and layout.matches(config.adapter.lora.targets, "embed"):
-            raise UserError(
-                "config.adapter.lora.targets names embed, which is tied to this model's head: merging the adapter "
-                "would change the head too; choose patterns that leave embed out."
-            )
-        if config.optimizer.freeze:
-            raise UserError(
-                "config.optimizer.freeze has no effect under an adapter; leave it empty and narrow the targets."
-            )
-        return LoRA(config.adapter.lora, arch)
-    return Full(arch, config.optimizer.freeze)
 
 
 def dtypes(config: ModelConfig, mesh: Mesh) -> tuple[Any, Any]:

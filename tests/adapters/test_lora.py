@@ -9,13 +9,14 @@ import pytest
 
 from jaxsft.adapters.lora import LoRA, LoRANode
 from jaxsft.adapters.method import Parts
-from jaxsft.config import LoRAConfig, MeshConfig, TrainConfig
+from jaxsft.adapters.registry import make_method
+from jaxsft.config import AdapterConfig, LoRAConfig, MeshConfig, TrainConfig
 from jaxsft.errors import UserError
 from jaxsft.models import layout
 from jaxsft.models.decoder import Decoder
 from jaxsft.models.projection import Context
 from jaxsft.sharding import make_mesh
-from jaxsft.training.program import abstract_batch, build, make_method
+from jaxsft.training.program import abstract_batch, build
 from tests.tiny import llama
 
 ARCH = llama()
@@ -190,9 +191,9 @@ def test_a_tied_embedding_is_refused(targets):
     """Merging it would change the head, which the unmerged adapter does not."""
     tied = llama(tie_word_embeddings=True)
     with pytest.raises(UserError, match=r"config\.adapter\.lora\.targets.*embed.*tied"):
-        make_method(config(*targets), tied)
-    assert make_method(config(*targets), ARCH).config.targets == targets
-    assert make_method(config("layers.*.attn.*_proj"), tied).name == "lora"
+        make_method(config(*targets), tied, 1)
+    assert make_method(config(*targets), ARCH, 1).config.targets == targets
+    assert make_method(config("layers.*.attn.*_proj"), tied, 1).name == "lora"
 
 
 @pytest.mark.parametrize(
@@ -202,7 +203,7 @@ def test_a_tied_embedding_is_refused(targets):
 def test_nothing_to_train_is_refused(field, patterns):
     settings = config(*(patterns if "lora" in field else ()))
     if "freeze" in field:
-        settings.adapter.kind, settings.optimizer.freeze = "none", patterns
+        settings.adapter, settings.optimizer.freeze = AdapterConfig(), patterns
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     with pytest.raises(UserError, match=rf"config\.{field} is \(.*\), which leaves nothing to train"):
         build(settings, ARCH, mesh, 10, abstract_batch(16, 8, 1))
@@ -212,4 +213,4 @@ def test_freezing_under_an_adapter_is_refused():
     frozen = dataclasses.replace(config("layers.*"))
     frozen.optimizer.freeze = ("layers.0",)
     with pytest.raises(UserError, match=r"config\.optimizer\.freeze has no effect under an adapter"):
-        make_method(frozen, ARCH)
+        make_method(frozen, ARCH, 1)

@@ -64,7 +64,7 @@ def test_the_step_compiles_for_a_tpu(planned, case, topology):
 
 def test_frozen_weights_have_no_gradients(planned):
     """LoRA holds the adapters' state and gradients, not the base's."""
-    full, lora = (planned(case, "v5e:2x2", *TOPOLOGIES["v5e:2x2"]) for case in CASES)
+    full, lora = (planned(case, "v5e:2x2", *TOPOLOGIES["v5e:2x2"]) for case in ("full", "lora"))
     assert lora["state"] < 0.2 * full["state"]
     assert lora["temporaries"] < full["temporaries"]
 
