@@ -35,8 +35,13 @@ RULES: dict[str, tuple[str, ...]] = {
     "rank": (),  # the inner axis of low-rank adapters
     "norm": (),  # scales and other small vectors
 }
-# Split where it divides, whole where not: vocabularies are odd numbers after tokens were added.
-SOFT = ("vocab",)
+# A quantised kernel's blocks are split like the side of the kernel that they cut up, where they divide; where not, its
+# columns are split over those mesh axes too.
+SIDES = ("embed", "heads", "kv_heads", "mlp")
+RULES |= {f"{side}_blocks": RULES[side] for side in SIDES}
+RULES |= {f"{side}_columns": tuple(dict.fromkeys((*RULES[side], "tensor", "fsdp"))) for side in SIDES}
+# Split as far as it divides, whole where not: vocabularies are odd numbers after tokens were added.
+SOFT = ("vocab", *(f"{side}_{part}" for side in SIDES for part in ("blocks", "columns")))
 FREE = "free"  # for `constrain`: the partitioner chooses
 
 
@@ -90,37 +95,40 @@ def spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Any, name: str 
       name: what the array is called in the error.
 
     Raises:
-      UserError: if a dimension does not divide by its mesh axes (axes in `SOFT` stay whole instead).
+      UserError: if a dimension does not divide by its mesh axes (axes in `SOFT` are split less instead).
     """
     sizes, used, parts = dict(zip(mesh.axis_names, mesh.axis_sizes)), set(), []
     for axis, dim in zip(axes, shape, strict=True):
         if axis is not None and axis not in RULES:
             raise ValueError(f"unknown logical axis {axis!r} of {name}")
         chosen = [] if axis is None else [m for m in RULES[axis] if sizes.get(m, 1) > 1 and m not in used]
-        ways = int(np.prod([sizes[m] for m in chosen])) if chosen else 1
-        if dim % ways:
+        while dim % (ways := int(np.prod([sizes[m] for m in chosen], initial=1))):
             if axis not in SOFT:
                 raise UserError(
                     f"{name} has {axis}={dim}, which does not divide by the mesh's {'*'.join(chosen)}={ways}; "
                     f"choose a mesh whose {' and '.join(chosen)} divide it."
                 )
-            chosen = []
+            chosen.pop()
         used.update(chosen)
         parts.append(None if not chosen else chosen[0] if len(chosen) == 1 else tuple(chosen))
     return PartitionSpec(*parts)
 
 
 def tree_shardings(axes: Any, shapes: Any, mesh: Mesh) -> Any:
-    """NamedShardings for a tree of arrays (or ShapeDtypeStructs), from the tree of their logical axes."""
+    """NamedShardings for a tree of arrays (or ShapeDtypeStructs), from the tree of their logical axes.
+
+    A quantised kernel, whose axes are those of the plain one, gives those of its own arrays (`array_axes`).
+    """
     is_axes = lambda x: isinstance(x, tuple)
-    return jax.tree_util.tree_map_with_path(
-        lambda path, a, s: NamedSharding(
-            mesh, spec(a, s.shape, mesh, jax.tree_util.keystr(path, simple=True, separator="."))
-        ),
-        axes,
-        shapes,
-        is_leaf=is_axes,
-    )
+
+    def place(path: Any, axes: Any, shape: Any) -> Any:
+        if hasattr(shape, "array_axes"):
+            inner = lambda rest, axes, shape: place((*path, *rest), axes, shape)
+            return jax.tree_util.tree_map_with_path(inner, shape.array_axes(axes), shape, is_leaf=is_axes)
+        name = jax.tree_util.keystr(path, simple=True, separator=".")
+        return NamedSharding(mesh, spec(axes, shape.shape, mesh, name))
+
+    return jax.tree_util.tree_map_with_path(place, axes, shapes, is_leaf=is_axes)
 
 
 def constrain(x: jax.Array, *axes: str | None) -> jax.Array:

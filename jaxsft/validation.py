@@ -23,6 +23,7 @@ CHOICES = {
     "param_dtype": ("auto", "float32", "bfloat16"),
     "remat": ("none", "dots", "block"),
     "attention": ("auto", "xla"),
+    "quantization": ("none", "nf4", "int8"),
     "StageConfig.kind": ("train", "score", "evaluate"),  # the names in `jaxsft.recipes.stages.KINDS`
     "reduction": ("token_mean", "example_mean"),
     "ratio": ("sum", "mean"),

@@ -59,6 +59,11 @@ def _lora(**changes: object) -> TrainConfig:
     return config
 
 
+def _quantized(config: TrainConfig, kind: str) -> TrainConfig:
+    config.model.quantization = kind
+    return config
+
+
 def unlikely(tokens: np.ndarray) -> float:
     """A reference's log-probability that is some nats from the model's."""
     return -4.0 * len(tokens) + (int(tokens.sum()) % 7 - 3)
@@ -85,6 +90,8 @@ CASES = [
     Case("full-frozen-layers", _config(optimizer=OptimizerConfig(freeze=FROZEN))),
     Case("full-regularized", _regularized(_config(), neftune_alpha=5.0, kl_to_base=0.7, l2_to_start=0.1, l1=0.01)),
     Case("lora", _lora()),
+    Case("qlora", _quantized(_lora(), "nf4")),
+    Case("lora-int8", _quantized(_lora(targets=("layers.1.attn.*_proj", "layers.*.mlp.down_proj")), "int8")),
     Case("sftmix", _config(objective=SFTMIX), group=2),
     Case("sftmix-lora-pre-norm", dataclasses.replace(_lora(), objective=SFTMIX_PRE), group=2),
     Case("lora-regularized", _regularized(_lora(), neftune_alpha=5.0, kl_to_base=0.7, l2_to_start=0.1)),
@@ -105,7 +112,9 @@ MESHES = {
 
 
 EVERY_AXIS = "replica=2,fsdp=2,tensor=2"
-SHARDED = [(case, mesh) for case in CASES for mesh in (MESHES if case.name in ("full", "lora") else [EVERY_AXIS])]
+SHARDED = [
+    (case, mesh) for case in CASES for mesh in (MESHES if case.name in ("full", "lora", "qlora") else [EVERY_AXIS])
+]
 
 
 @pytest.fixture(params=CASES, ids=lambda case: case.name)
@@ -149,7 +158,7 @@ def chunked(batch, size: int):
 def start(case: Case, mesh, batch):
     """The program, and a state whose adapters are not at zero, and that has left what it may be drawn back to."""
     program = build(case.config, llama(), mesh, 10, batch)
-    state, frozen = program.initial(program.decoder.init(jax.random.key(1)))
+    state, frozen = program.initial(program.stored(program.decoder.init(jax.random.key(1))))
     if case.config.adapter.kind != "none" or frozen.start is not None:
         # the same wherever they live: drawn on the host
         rng = np.random.default_rng(3)

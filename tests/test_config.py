@@ -43,6 +43,7 @@ from jaxsft.errors import UserError
 from jaxsft.evaluation.multiple_choice import Question, choose
 from jaxsft.evaluation.registry import FIGURES, HEADLINES
 from jaxsft.models.decoder import Decoder
+from jaxsft.models.quantized import quantize_params
 from jaxsft.objectives.objective import ModelOutput
 from jaxsft.objectives.registry import make_objective
 from jaxsft.objectives.terms import total
@@ -275,6 +276,12 @@ def _dtypes(field):
     return read
 
 
+def _quantization(choice, tmp_path):
+    """What a linear map of the layers is stored as."""
+    params = jax.eval_shape(lambda params: quantize_params(params, choice, True), Decoder(llama()).abstract_params())
+    return str(jax.tree.leaves(params["stacks"]["0"]["0"]["attn"]["q_proj"])[0].dtype)
+
+
 def _init(choice, tmp_path):
     """Whether a run looks for weights, in a folder that has none."""
     program = types.SimpleNamespace(
@@ -317,6 +324,7 @@ READERS = {
     "dtype": (_dtypes("dtype"), {"auto": "autobfloat16", "float32": "float32", "bfloat16": "bfloat16"}),
     "param_dtype": (_dtypes("param_dtype"), {"auto": "autobfloat16", "float32": "float32", "bfloat16": "bfloat16"}),
     "remat": (lambda choice, _: _loss(remat=choice), None),
+    "quantization": (_quantization, {"none": "float32", "nf4": "uint8", "int8": "int8"}),
     "attention": (lambda choice, _: (choice, bool(_loss(attention=choice))), None),  # on CPUs both are XLA
     "reduction": (lambda choice, _: make_objective(ObjectiveConfig(reduction=choice)).reduction, None),
     "ratio": (lambda choice, _: make_objective(ObjectiveConfig("minor_sft", beta=0.1, ratio=choice)).ratio, None),

@@ -15,6 +15,7 @@ from jaxsft.models import layout
 from jaxsft.models.architecture import Architecture
 from jaxsft.models.layout import Path
 from jaxsft.models.projection import AdapterNode
+from jaxsft.models.quantized import dequantize_params as plain
 
 Arrays = dict[str, Any]  # what an adapter holds of one linear map, by name; stacked maps have a leading layer axis
 
@@ -78,11 +79,11 @@ class Adapter(Base):
         return base, self.at_targets(lambda path, _: self.node(layout.get(parts.params, path)), base)
 
     def merge(self, parts: Parts) -> Tree:
-        """The base, its targeted kernels replaced."""
+        """The base, its targeted kernels replaced, and quantised ones dequantised."""
 
         def replace(path: Path, kernel: Any) -> Any:
             arrays = layout.get(parts.params, path[:-1]) if path[-1] in ("kernel", "embedding") else None
-            return kernel if arrays is None else self.merged(kernel, arrays)
+            return plain(kernel) if arrays is None else self.merged(kernel, arrays)
 
         return layout.map_leaves(replace, parts.frozen["base"])
 

@@ -14,6 +14,9 @@ class ModelConfig:
       param_dtype: dtype of frozen parameters, likewise; trained parameters are always float32.
       remat: what the backward pass recomputes: "none", "dots" (keeps matrix products) or "block" (keeps layer inputs).
       attention: "auto" or "xla".
+      quantization: how the layers' linear maps are stored under an adapter: "none", "nf4" (QLoRA; 4.5 bits a weight) or
+        "int8" (8.5 bits). Embedding, head, norms and biases stay in `param_dtype`.
+      double_quantization: stores the scales of the blocks in 8 bits too (4.127 and 8.127 bits a weight).
     """
 
     path: str = ""
@@ -22,6 +25,8 @@ class ModelConfig:
     param_dtype: str = "auto"
     remat: str = "block"
     attention: str = "auto"
+    quantization: str = "none"
+    double_quantization: bool = True
 
 
 @dataclasses.dataclass

@@ -24,6 +24,7 @@ from jaxsft.files import check_new_folder, new_folder
 from jaxsft.models import layout, tensorfiles, weights
 from jaxsft.models.architecture import Architecture
 from jaxsft.models.decoder import Decoder, Params
+from jaxsft.models.quantized import quantize_params
 from jaxsft.models.tensorfiles import TensorFile
 from jaxsft.sharding import AXES, tree_shardings
 from jaxsft.validation import did_you_mean
@@ -109,7 +110,14 @@ def fingerprint(path: epath.PathLike) -> str:
     return digest.hexdigest()[:16]
 
 
-def load_params(path: epath.PathLike, decoder: Decoder, mesh: Mesh | None = None, param_dtype: Any = None) -> Params:
+def load_params(
+    path: epath.PathLike,
+    decoder: Decoder,
+    mesh: Mesh | None = None,
+    param_dtype: Any = None,
+    quantization: str = "none",
+    double_quantization: bool = True,
+) -> Params:
     """Reads a checkpoint straight into its target sharding.
 
     Args:
@@ -117,6 +125,7 @@ def load_params(path: epath.PathLike, decoder: Decoder, mesh: Mesh | None = None
       decoder: the model, of the checkpoint's architecture.
       mesh: where the parameters go, by `jaxsft.sharding.RULES`; None is the default device.
       param_dtype: default float32.
+      quantization, double_quantization: see `jaxsft.config.ModelConfig`.
 
     Raises:
       UserError: naming the file and tensor, for anything missing, left over, misshapen, cut off or pickled.
@@ -137,6 +146,10 @@ def load_params(path: epath.PathLike, decoder: Decoder, mesh: Mesh | None = None
         target, row = layout.locate(decoder.arch, tensor.logical)
         arrays[target] = _fill(arrays[target], row, tensor, files[tensor.name])
     params = layout.map_leaves(lambda path, _: arrays[path], shapes)
+    if quantization != "none":
+        convert = lambda params: quantize_params(params, quantization, double_quantization)
+        targets = tree_shardings(decoder.logical_axes(), jax.eval_shape(convert, shapes), place)
+        params = jax.jit(convert, out_shardings=targets, donate_argnums=0)(params)
     return jax.device_put(params, SingleDeviceSharding(place.devices.item())) if mesh is None else params
 
 

@@ -1,7 +1,8 @@
 """`project`, the one function through which every linear map of the model goes.
 
 A new adapter or a quantised base enters here and never edits a block of the decoder: a kernel that is not a plain array
-offers `dequantize(dtype)`, an adapter offers `project(x, kernel, ctx)`.
+offers `dequantize(dtype)` and `matmul(x, out_dtype)` (`jaxsft.models.quantized`), an adapter offers
+`project(x, kernel, ctx)`.
 """
 
 import dataclasses
@@ -72,4 +73,6 @@ def project(x: jax.Array, kernel: Any, adapter: AdapterNode | None, ctx: Context
         table = kernel.dequantize(None) if hasattr(kernel, "dequantize") else kernel
         # gathered over its width like any weight, but not over the vocabulary: each device looks up the rows it has
         return jnp.take(constrain(table, "vocab", None), x, axis=0), {}
+    if hasattr(kernel, "matmul"):
+        return kernel.matmul(x, ctx.out_dtype), {}
     return jnp.matmul(x, dense(kernel, x.dtype), preferred_element_type=ctx.out_dtype), {}

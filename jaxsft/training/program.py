@@ -22,6 +22,7 @@ from jaxsft.models import layout
 from jaxsft.models.architecture import Architecture
 from jaxsft.models.checkpoint import load_params
 from jaxsft.models.decoder import Decoder
+from jaxsft.models.quantized import quantize_params
 from jaxsft.objectives.objective import Objective
 from jaxsft.objectives.registry import make_objective
 from jaxsft.objectives.regularizers import kept
@@ -71,14 +72,22 @@ class Program:
         """The base that the run starts from: the checkpoint's, or new parameters where the config asks for them."""
         if self.config.model.init == "random":
             return self.random_base()
-        return load_params(path, self.decoder, self.mesh, self.base_dtype)
+        model = self.config.model
+        stored = model.quantization, model.double_quantization
+        return load_params(path, self.decoder, self.mesh, self.base_dtype, *stored)
 
     def random_base(self) -> Tree:
         """New parameters for the base, drawn from the config's seed."""
-        init = lambda key: jax.tree.map(lambda p, s: p.astype(s.dtype), self.decoder.init(key), self.base)
         shardings = jax.tree.map(lambda s: s.sharding, self.base)
         with jax.set_mesh(self.mesh):
-            return jax.jit(init, out_shardings=shardings)(jax.random.key(self.config.seed))
+            init = jax.jit(lambda key: self.stored(self.decoder.init(key)), out_shardings=shardings)
+            return init(jax.random.key(self.config.seed))
+
+    def stored(self, params: Tree) -> Tree:
+        """Plain parameters in the dtypes of the base, quantised if the config says so; pure."""
+        model = self.config.model
+        quantized = quantize_params(params, model.quantization, model.double_quantization, self.base_dtype)
+        return jax.tree.map(lambda p, s: p.astype(s.dtype), quantized, self.base)
 
     @property
     def asks_base(self) -> bool:
@@ -124,7 +133,14 @@ def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, examp
     dtype, frozen_dtype = dtypes(config.model, mesh)
     decoder = Decoder(arch, dtype=dtype, remat=config.model.remat, attention=config.model.attention)
     method = make_method(config, arch, steps)
-    abstract_base = decoder.abstract_params(jnp.float32 if method.trains_base else frozen_dtype)
+    if method.trains_base and config.model.quantization != "none":
+        raise UserError(
+            f"config.model.quantization is {config.model.quantization!r}, which freezes the base, but "
+            "config.adapter.kind is 'none', which trains it; choose an adapter, such as 'lora', or leave it at 'none'."
+        )
+    plain = decoder.abstract_params(jnp.float32 if method.trains_base else frozen_dtype)
+    stored = config.model.quantization, config.model.double_quantization
+    abstract_base = jax.eval_shape(lambda base: quantize_params(base, *stored), plain)
     where, patterns = method.patterns
     layout.select(arch, abstract_base, patterns, where)  # refuses patterns that name nothing
     parts = jax.eval_shape(lambda base: method.split(base, jax.random.key(config.seed)), abstract_base)
@@ -250,5 +266,5 @@ def check_grouping(config: TrainConfig, objective: Objective) -> None:
 
 
 def parameter_count(tree: Tree) -> int:
-    """Numbers in a tree of arrays or shapes."""
-    return int(sum(np.prod(x.shape) for x in jax.tree.leaves(tree)))
+    """Numbers in a tree of arrays or shapes; a quantised kernel counts its weights."""
+    return int(sum(np.prod(x.shape) for _, x in layout.leaves(tree)))
