@@ -41,7 +41,7 @@ CHOICES = {
 POSITIVE = {
     "ewc_examples",
     "max_length", "max_examples_per_row", "rank", "chunk_size", "batch_size", "accumulate", "learning_rate",
-    "keep_latest", "LogConfig.every", "draws", "mix_alpha", "keep",
+    "keep_latest", "LogConfig.every", "draws", "mix_alpha", "keep", "scale",
 }  # fmt: skip
 NOT_NEGATIVE = {
     "SourceConfig.weight", "max_dropped", "dropout", "z_loss", "label_smoothing", "final_ratio", "weight_decay",

@@ -68,6 +68,7 @@ FFN = ("layers.*.mlp.*_proj",)
 METHODS: dict[str, dict[str, Any]] = {
     "full": {},
     "lora": {"adapter.kind": "lora"},
+    "spp": {"adapter.kind": "spp", "adapter.spp.rank": 4},
     "lora-ffn": {"adapter.kind": "lora", "adapter.lora.rank": 24, "adapter.lora.targets": FFN},
 }
 OBJECTIVES: dict[str, dict[str, Any]] = {"sft": {}, "minor_sft": {"beta": 0.1}, "sftmix": {}}

@@ -13,7 +13,15 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxsft.config import LoRAConfig, MeshConfig, ObjectiveConfig, OptimizerConfig, RegularizersConfig, TrainConfig
+from jaxsft.config import (
+    LoRAConfig,
+    MeshConfig,
+    ObjectiveConfig,
+    OptimizerConfig,
+    RegularizersConfig,
+    SPPConfig,
+    TrainConfig,
+)
 from jaxsft.models import layout
 from jaxsft.sharding import make_mesh
 from jaxsft.training.optimizer import Optimizer
@@ -64,6 +72,13 @@ def _quantized(config: TrainConfig, kind: str) -> TrainConfig:
     return config
 
 
+def _spp(**changes: object) -> TrainConfig:
+    config = _config()
+    config.adapter.kind = "spp"
+    config.adapter.spp = SPPConfig(rank=4, scale=8.0, **changes)
+    return config
+
+
 def unlikely(tokens: np.ndarray) -> float:
     """A reference's log-probability that is some nats from the model's."""
     return -4.0 * len(tokens) + (int(tokens.sum()) % 7 - 3)
@@ -97,6 +112,8 @@ CASES = [
     Case("lora-regularized", _regularized(_lora(), neftune_alpha=5.0, kl_to_base=0.7, l2_to_start=0.1)),
     Case("lora-l1", _regularized(_lora(), l1=0.1, l1_on="weights", l1_proximal=True)),
     Case("lora-some-layers", _lora(targets=("layers.1.attn.*_proj", "layers.*.mlp.down_proj", "head"))),
+    Case("spp", _spp()),
+    Case("spp-some-layers", _spp(targets=("layers.1.attn.*_proj", "layers.*.mlp.down_proj", "head"))),
     Case("minor-sft", _config(objective=MINOR), extras={"reference_0": unlikely}),
     Case("minor-sft-lora-online", dataclasses.replace(_lora(), objective=MINOR)),
     Case("mrpo", _config(objective=MRPO), group=2, extras=REFERENCES),

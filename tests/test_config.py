@@ -63,7 +63,7 @@ def full() -> TrainConfig:
     sources = [SourceConfig("a", fields={"q": "prompt"}), SourceConfig("b", weight=0.5, rows=":-9")]
     return TrainConfig(
         data=DataConfig(sources=sources, packing=False),
-        adapter=AdapterConfig("lora", LoRAConfig(rank=3, targets=("head", "layers.0"))),
+        adapter=AdapterConfig("lora", lora=LoRAConfig(rank=3, targets=("head", "layers.0"))),
         optimizer=OptimizerConfig("lion", 3e-4, no_decay=(), freeze=("embed",)),
         eval=EvalConfig(tasks=[TaskConfig("facts", "generation", max_new_tokens=3), TaskConfig("likelihood")]),
         seed=7,

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from jaxsft.adapters.full import Full
 from jaxsft.adapters.lora import LoRA
 from jaxsft.adapters.method import Method
+from jaxsft.adapters.spp import SPP
 from jaxsft.config import AdapterConfig, TrainConfig
 from jaxsft.errors import UserError
 from jaxsft.models import layout
@@ -17,6 +18,7 @@ from jaxsft.validation import did_you_mean
 METHODS: dict[str, Callable[[TrainConfig, Architecture, int], Method]] = {
     "none": lambda config, arch, steps: Full(arch, config.optimizer.freeze),
     "lora": lambda config, arch, steps: LoRA(config.adapter.lora, arch),
+    "spp": lambda config, arch, steps: SPP(config.adapter.spp, arch),
 }
 
 
@@ -37,7 +39,7 @@ def make_method(config: TrainConfig, arch: Architecture, steps: int) -> Method:
         near = did_you_mean(kind, METHODS) or "."
         raise UserError(f"config.adapter.kind is {kind!r}; the kinds are: {', '.join(METHODS)}{near}")
     for field in dataclasses.fields(AdapterConfig):
-        if field.name not in ("kind", kind) and getattr(config.adapter, field.name) != getattr(
+        if field.name not in ("kind", "start", kind) and getattr(config.adapter, field.name) != getattr(
             AdapterConfig(), field.name
         ):
             raise UserError(
@@ -46,6 +48,8 @@ def make_method(config: TrainConfig, arch: Architecture, steps: int) -> Method:
             )
     method = METHODS[kind](config, arch, steps)
     if kind == "none":
+        if config.adapter.start:
+            raise UserError("config.adapter.start is set, but config.adapter.kind is 'none'; set the adapter's kind.")
         return method
     if config.optimizer.freeze:
         raise UserError(

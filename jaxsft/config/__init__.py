@@ -4,7 +4,7 @@ Every field has a type and a default that works; `jaxsft.validation` refuses wha
 their meaning (`max_length`, `packing`, `learning_rate`).
 """
 
-from jaxsft.config.adapter import AdapterConfig, LoRAConfig
+from jaxsft.config.adapter import AdapterConfig, LoRAConfig, SPPConfig
 from jaxsft.config.data import ClassesConfig, DataConfig, DCoTConfig, MixtureConfig, SourceConfig
 from jaxsft.config.evaluation import EvalConfig, EvaluateConfig, SuiteConfig, TaskConfig
 from jaxsft.config.jobs import MergeConfig, RecipeConfig, ScoreConfig, StageConfig
@@ -31,6 +31,7 @@ __all__ = [
     "RecipeConfig",
     "ReferenceConfig",
     "RegularizersConfig",
+    "SPPConfig",
     "ScoreConfig",
     "SourceConfig",
     "StageConfig",

@@ -23,12 +23,33 @@ class LoRAConfig:
 
 
 @dataclasses.dataclass
+class SPPConfig:
+    """Sparsity-preserving fine-tuning of a pruned model (Lu et al. 2024, arXiv:2405.16057).
+
+    Attributes:
+      rank: r, rows of A; it must divide the outputs of every targeted map.
+      scale: s, by which the update is multiplied.
+      dropout: on the adapter's input, in training; none on the head's and the embedding's.
+      targets: logical-path patterns of the linear maps that get an adapter, see `jaxsft.models.layout.matches`.
+    """
+
+    rank: int = 16
+    scale: float = 2.0
+    dropout: float = 0.0
+    targets: tuple[str, ...] = ("layers.*.attn.*_proj", "layers.*.mlp.*_proj")
+
+
+@dataclasses.dataclass
 class AdapterConfig:
     """What is trained.
 
     Attributes:
-      kind: "none" is full fine-tuning, "lora" trains adapters over a frozen base.
+      kind: "none" is full fine-tuning, "lora" and "spp" train adapters over a frozen base.
+      start: what the adapter starts from: a folder in PEFT's format or of `--format=adapter`, local or a hub name, or
+        the workdir of a run of the same kind; "" is a fresh adapter.
     """
 
     kind: str = "none"
+    start: str = ""
     lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
+    spp: SPPConfig = dataclasses.field(default_factory=SPPConfig)

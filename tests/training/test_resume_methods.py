@@ -39,7 +39,11 @@ def classes(config: TrainConfig) -> None:
     config.data.classes.inference, config.data.classes.weight = "good", {"good": 1.0, "poor": 0.1}
 
 
-@pytest.mark.parametrize("method", [preference, chunks, classes])
+def spp(config: TrainConfig) -> None:
+    config.adapter.kind, config.adapter.spp.rank, config.adapter.spp.dropout = "spp", 4, 0.1
+
+
+@pytest.mark.parametrize("method", [preference, chunks, classes, spp])
 def test_a_run_that_was_broken_off_writes_the_same_lines(model_folder, records, tmp_path, method):
     """Over an epoch's end: eight rows a step, and no epoch has more than sixteen."""
     config = TrainConfig(batch_size=8, steps=4)
