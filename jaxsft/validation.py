@@ -7,7 +7,7 @@ import types
 import typing
 from typing import Any
 
-from jaxsft.config import TaskConfig, TrainConfig
+from jaxsft.config import ModelConfig, NewModelConfig, TaskConfig, TrainConfig
 from jaxsft.errors import UserError
 
 CHOICES = {
@@ -42,15 +42,17 @@ POSITIVE = {
     "ewc_examples",
     "max_length", "max_examples_per_row", "rank", "chunk_size", "batch_size", "accumulate", "learning_rate",
     "keep_latest", "LogConfig.every", "draws", "mix_alpha", "keep", "scale",
+    "init_std", "embed_std",
 }  # fmt: skip
 NOT_NEGATIVE = {
     "SourceConfig.weight", "max_dropped", "dropout", "z_loss", "label_smoothing", "final_ratio", "weight_decay",
     "max_grad_norm", "ema", "warmup_ratio", "decay_ratio", "eps", "every", "keep_best", "steps", "epochs", "alpha",
     "b1", "b2", "seed", "max_new_tokens", "chains", "beta", "sft_weight", "reference_clip", "mu", "consistency",
     "snapshots",
+    "n_post_layers", "post_ln_alpha",
     "neftune_alpha", "kl_to_base", "l2_to_start", "ewc", "l1",
 }  # fmt: skip
-AT_MOST_ONE = {"keep"}
+AT_MOST_ONE = {"keep", "post_ln_alpha"}
 BELOW_ONE = {"dropout", "label_smoothing", "ema", "b1"}
 SPLITS = ("train", "eval")  # what the lines of `metrics.jsonl` are of besides tasks
 
@@ -103,6 +105,8 @@ def validate(config: Any, where: str = "config") -> None:
             _check_names([item for item in value if isinstance(item, TaskConfig)], path)
     if isinstance(config, TrainConfig):
         _check_weights(config)
+    if isinstance(config, ModelConfig):
+        _check_new(config, where)
 
 
 def _check_weights(config: TrainConfig) -> None:
@@ -116,6 +120,22 @@ def _check_weights(config: TrainConfig) -> None:
         raise UserError(
             "config.objective.reduction 'example_mean' gives all examples the same weight, so those of "
             "config.data.classes would have no effect; use 'token_mean', with config.data.weighting 'example'."
+        )
+
+
+def _check_new(config: ModelConfig, where: str) -> None:
+    new, plain = config.new, NewModelConfig()
+    if new.n_post_layers is not None and new.post_ln_alpha is not None:
+        raise UserError(f"{where}.new has both n_post_layers and post_ln_alpha, which say the same; set one of them.")
+    changed = [f.name for f in dataclasses.fields(new) if getattr(new, f.name) != getattr(plain, f.name)]
+    if changed and config.init != "random":
+        name = f"{where}.new.{changed[0]}"
+        why = "the first values are those of the checkpoint"
+        if changed[0] in ("n_post_layers", "post_ln_alpha"):
+            why = "moving the norms of trained layers changes what they compute, so Mix-LN starts from random weights"
+        raise UserError(
+            f"{name} is {getattr(new, changed[0])!r}, but {where}.init is {config.init!r}: {why}; set {where}.init to "
+            f"'random', or leave {name} alone."
         )
 
 

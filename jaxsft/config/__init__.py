@@ -8,7 +8,7 @@ from jaxsft.config.adapter import AdapterConfig, LoRAConfig, SPPConfig
 from jaxsft.config.data import ClassesConfig, DataConfig, DCoTConfig, MixtureConfig, SourceConfig
 from jaxsft.config.evaluation import EvalConfig, EvaluateConfig, SuiteConfig, TaskConfig
 from jaxsft.config.jobs import MergeConfig, RecipeConfig, ScoreConfig, StageConfig
-from jaxsft.config.model import MeshConfig, ModelConfig
+from jaxsft.config.model import MeshConfig, ModelConfig, NewModelConfig
 from jaxsft.config.objective import ObjectiveConfig, ReferenceConfig, RegularizersConfig
 from jaxsft.config.training import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig
 
@@ -26,6 +26,7 @@ __all__ = [
     "MeshConfig",
     "MixtureConfig",
     "ModelConfig",
+    "NewModelConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
     "RecipeConfig",

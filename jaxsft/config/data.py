@@ -101,6 +101,7 @@ class DataConfig:
       truncation: what happens to an example longer than `max_length`: "right" cuts its end, "drop" drops it, "error"
         stops the run. An example left without supervised token is dropped and counted under every policy.
       supervise: "assistant" (answers only) or "all" (every token but the first).
+      text_eos: plain text ends in EOS, which is supervised: for pretraining on whole documents.
       classes: what records of different quality or kind are conditioned on and weighted by.
       weighting: over what loss weights are spread: every "token" has its own; or each supervised "turn", or each
         "example", has its weights divided by its number of supervised tokens.
@@ -131,6 +132,7 @@ class DataConfig:
     packing: bool = True
     truncation: str = "right"
     supervise: str = "assistant"
+    text_eos: bool = False
     classes: ClassesConfig = dataclasses.field(default_factory=ClassesConfig)
     weighting: str = "token"
     grouping: str = "example"

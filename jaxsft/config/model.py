@@ -4,12 +4,34 @@ import dataclasses
 
 
 @dataclasses.dataclass
+class NewModelConfig:
+    """Of a model that is trained from random weights: what its `config.json` does not say, or says otherwise.
+
+    Attributes:
+      n_post_layers: Mix-LN (Li et al. 2024, arXiv:2412.13795): so many Post-LN layers, then Pre-LN ones; 0 is Pre-LN,
+        the depth is Post-LN, None is what `config.json` says.
+      post_ln_alpha: the same as a share of the depth, rounded, halves down.
+      init_std: standard deviation of new matrices, instead of `initializer_range`.
+      embed_std: of the embedding; None is that of the matrices.
+      scaled_init: the maps that write to the residual stream (`o_proj`, `down_proj`) are drawn with 1 / sqrt(2 layers)
+        of that deviation, in Pre-LN layers.
+    """
+
+    n_post_layers: int | None = None
+    post_ln_alpha: float | None = None
+    init_std: float | None = None
+    embed_std: float | None = None
+    scaled_init: bool = False
+
+
+@dataclasses.dataclass
 class ModelConfig:
     """The model that training starts from.
 
     Attributes:
       path: a Hugging Face folder or hub name.
       init: "pretrained" loads the weights; "random" draws new ones (the folder needs only `config.json` and tokenizer).
+      new: of those with `init` "random".
       dtype: compute dtype, "float32", "bfloat16", or "auto" (bfloat16 on TPU and GPU, float32 on CPU).
       param_dtype: dtype of frozen parameters, likewise; trained parameters are always float32.
       remat: what the backward pass recomputes: "none", "dots" (keeps matrix products) or "block" (keeps layer inputs).
@@ -21,6 +43,7 @@ class ModelConfig:
 
     path: str = ""
     init: str = "pretrained"
+    new: NewModelConfig = dataclasses.field(default_factory=NewModelConfig)
     dtype: str = "auto"
     param_dtype: str = "auto"
     remat: str = "block"

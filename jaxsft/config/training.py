@@ -72,11 +72,14 @@ class LogConfig:
     Attributes:
       every: steps between lines of `metrics.jsonl`.
       tensorboard: event files in the workdir.
+      layer_grad_norms: also the norm of the gradient of each layer, as `grad_norm/layer_00` and so on, and of what is
+        in no layer.
       wandb_project: a Weights & Biases project; "" is none (needs the extra `wandb`).
     """
 
     every: int = 1
     tensorboard: bool = True
+    layer_grad_norms: bool = False
     wandb_project: str = ""
 
 

@@ -70,15 +70,23 @@ class Example:
 class Renderer:
     """Renders and tokenises conversations with one template and one tokenizer."""
 
-    def __init__(self, template: Template | None, tokenizer: Tokenizer, supervise: str = "assistant"):
+    def __init__(
+        self, template: Template | None, tokenizer: Tokenizer, supervise: str = "assistant", text_eos: bool = False
+    ):
         """Keeps them.
 
         Args:
           template: None where all records are plain text.
           tokenizer: the model's.
           supervise: "assistant" (answers) or "all" (every token but the first).
+          text_eos: plain text ends in EOS.
+
+        Raises:
+          UserError: if it is to, and the tokenizer defines none.
         """
-        self.template, self.tokenizer, self.supervise = template, tokenizer, supervise
+        if text_eos and tokenizer.eos_id is None:
+            raise UserError("config.data.text_eos is set, but the tokenizer defines no EOS; name one in its config.")
+        self.template, self.tokenizer, self.supervise, self.text_eos = template, tokenizer, supervise, text_eos
         controls = (
             tokenizer.control_strings("".join((template.source, *_strings(template.variables)))) if template else []
         )
@@ -259,9 +267,10 @@ class Renderer:
         return Example(ids, weights, is_text=False)
 
     def _text(self, conversation: Conversation) -> Example:
-        """BOS once if the tokenizer defines one, no EOS, every later token supervised."""
+        """BOS once if the tokenizer defines one, EOS if it was asked for, every later token supervised."""
         bos = [] if self.tokenizer.bos_id is None else [self.tokenizer.bos_id]
-        ids = np.array(bos + self.tokenizer.encode_text(conversation.text), np.int32)
+        eos = [self.tokenizer.eos_id] if self.text_eos else []
+        ids = np.array(bos + self.tokenizer.encode_text(conversation.text) + eos, np.int32)
         weights = np.full(len(ids), conversation.weight, np.float32)
         weights[:1] = 0.0
         return Example(ids, weights, is_text=True)

@@ -47,6 +47,8 @@ def tokenised(config: SourceConfig, source: Source, data: DataConfig, tokenizer:
     }
     if GROUPINGS[data.grouping].own_examples:
         key["grouping"] = data.grouping
+    if data.text_eos:
+        key["text_eos"] = True
     if data.condition != classes.AUTO:
         key["condition"] = data.condition
     if data.classes.condition:
@@ -63,7 +65,7 @@ def _examples(
 ) -> Iterator[Entry]:
     records = source.records(rows.start, rows.stop)
     progress = tqdm(total=len(rows), desc=f"tokenising {source.name}", unit="record", delay=1.0, disable=None)
-    renderer = Renderer(template, tokenizer, data.supervise)
+    renderer = Renderer(template, tokenizer, data.supervise, data.text_eos)
     with progress:
         while chunk := list(itertools.islice(records, CHUNK)):
             several = [(_conversations(record, where, config, data), where) for record, where in chunk]

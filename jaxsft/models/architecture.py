@@ -1,8 +1,11 @@
 """What distinguishes one decoder from another, as data; nothing else in the package asks for a model's name."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
+
+from jaxsft.errors import UserError
 
 LONGEST_UNIT = 8  # layers of a repeating pattern of kinds (Gemma 3: five local ones and a global one)
 
@@ -49,10 +52,12 @@ class LayerKind:
     Attributes:
       window: a query sees the keys at distance below `window`; None is all earlier ones.
       rope: rotary frequencies.
+      post_ln: norms after the sums with the residual (Post-LN) instead of before attention and MLP (Pre-LN).
     """
 
     window: int | None = None
     rope: Rope = Rope()
+    post_ln: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -122,9 +127,34 @@ class Architecture:
         return len(self.layers)
 
     @property
+    def n_post_layers(self) -> int:
+        """How many layers are Post-LN: the first ones."""
+        return sum(kind.post_ln for kind in self.layers)
+
+    @property
     def stacks(self) -> tuple[Stack, ...]:
         """The layers as few homogeneous stacks, in order."""
         return _stacks(self.layers)
+
+    def with_post_layers(self, count: int, where: str) -> "Architecture":
+        """Mix-LN (Li et al. 2024, arXiv:2412.13795): the first layers Post-LN, the others Pre-LN, as many parameters.
+
+        Args:
+          count: of Post-LN layers; 0 is Pre-LN, the depth is Post-LN.
+          where: what asks for it, for the error.
+
+        Raises:
+          UserError: if there are fewer layers, or the family has norms of its own after attention and MLP.
+        """
+        if count > self.num_layers:
+            raise UserError(f"{where} asks for {count} Post-LN layers, but the model has {self.num_layers}.")
+        if count and self.post_norms:
+            raise UserError(
+                f"{where} asks for {count} Post-LN layers, but a {self.family} model has norms on both sides of "
+                "attention and MLP, which are neither Post-LN nor Pre-LN; take another family, such as llama."
+            )
+        layers = tuple(dataclasses.replace(kind, post_ln=i < count) for i, kind in enumerate(self.layers))
+        return dataclasses.replace(self, layers=layers)
 
     @staticmethod
     def from_hf(config: Mapping[str, Any], where: str = "config.json") -> "Architecture":
@@ -146,6 +176,14 @@ class Architecture:
         from jaxsft.models import families
 
         return families.write(self, dtype)
+
+
+def post_layers_of(alpha: float, depth: int) -> int:
+    """Mix-LN's share of Post-LN layers as their number: alpha * depth rounded to the nearest, halves down.
+
+    The paper speaks of the floor; its runs at 33 % of 24 layers have 8, which only rounding gives.
+    """
+    return max(math.ceil(alpha * depth - 0.5 - 1e-9), 0)
 
 
 def _stacks(layers: tuple[LayerKind, ...]) -> tuple[Stack, ...]:

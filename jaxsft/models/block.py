@@ -157,28 +157,39 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Attention and MLP on the residual stream, each after a norm, and with `post_norms` also before one."""
+    """Attention and MLP on the residual stream.
+
+    Pre-LN, x + f(norm(x)); with `post_norms`, x + norm(f(norm(x))); in a Post-LN layer, norm(x + f(x)).
+    """
 
     def __init__(self, arch: Architecture, kind: LayerKind, implementation: str, rngs: nnx.Rngs):
         self.attn = Attention(arch, kind, implementation, rngs)
         self.mlp = MLP(arch, rngs)
-        self.post_norms = arch.post_norms
-        names = ("input_norm", "pre_mlp_norm") + (("post_attn_norm", "post_mlp_norm") if arch.post_norms else ())
-        for name in names:
+        self.post_norms, self.post_ln = arch.post_norms, kind.post_ln
+        before = () if kind.post_ln else ("input_norm", "pre_mlp_norm")
+        after = ("post_attn_norm", "post_mlp_norm") if kind.post_ln or arch.post_norms else ()
+        for name in before + after:
             setattr(self, name, Norm(arch.embed_dim, arch.norm_eps, arch.unit_offset))
 
     def __call__(
         self, x: jax.Array, rows: Rows, adapters: Adapters, ctx: Context, cache: Cache | None, row: jax.Array
     ) -> tuple[jax.Array, Reports, Cache | None]:
         """[B, T, embed] -> [B, T, embed]; the reports of its adapters; the cache with this layer's keys and values."""
-        y, attn_report, cache = self.attn(self.input_norm(x), rows, adapters.get("attn", {}), ctx, cache, row)
-        x = x + (self.post_attn_norm(y) if self.post_norms else y)
-        x = constrain(x, "batch", "length", "act_embed")
-        y, mlp_report = self.mlp(self.pre_mlp_norm(x), adapters.get("mlp", {}), ctx)
-        x = x + (self.post_mlp_norm(y) if self.post_norms else y)
-        x = constrain(x, "batch", "length", "act_embed")
+        read = x if self.post_ln else self.input_norm(x)
+        y, attn_report, cache = self.attn(read, rows, adapters.get("attn", {}), ctx, cache, row)
+        x = self._sum(x, y, "post_attn_norm")
+        y, mlp_report = self.mlp(x if self.post_ln else self.pre_mlp_norm(x), adapters.get("mlp", {}), ctx)
+        x = self._sum(x, y, "post_mlp_norm")
         reports = {"attn": attn_report, "mlp": mlp_report}
         return x, {name: report for name, report in reports.items() if report}, cache
+
+    def _sum(self, x: jax.Array, y: jax.Array, norm: str) -> jax.Array:
+        """The residual stream with what attention or MLP add to it."""
+        if self.post_ln:
+            x = getattr(self, norm)(x + y)
+        else:
+            x = x + (getattr(self, norm)(y) if self.post_norms else y)
+        return constrain(x, "batch", "length", "act_embed")
 
 
 def rms_norm(x: jax.Array, scale: jax.Array, eps: float, unit_offset: bool) -> jax.Array:

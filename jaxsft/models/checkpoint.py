@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -266,6 +267,7 @@ def _check_tensors(
     for tensor in wanted:
         if tensor.name not in files:
             hint = "; is tie_word_embeddings missing in config.json?" if tensor.logical == "head.kernel" else ""
+            hint = hint or _other_order(tensor, files)
             raise UserError(f"{folder} has no tensor {tensor.name}{hint or did_you_mean(tensor.name, files) or '.'}")
         file, key = files[tensor.name]
         if file.entries[key].shape != tensor.shape:
@@ -279,6 +281,20 @@ def _check_tensors(
         raise UserError(
             f"{folder}: {extra[0]}{more} belong to no part of a {arch.family} model as {CONFIG} describes it."
         )
+
+
+def _other_order(tensor: weights.Tensor, files: Mapping[str, Any]) -> str:
+    """What is wrong where the files hold the norms of the other order of norm and sum."""
+    layer, _, norm = tensor.name.rpartition(".weight")[0].rpartition(".")
+    other = {"post_feedforward_layernorm": ("input_layernorm", "Pre-LN", "Post-LN")}
+    other["input_layernorm"] = ("post_feedforward_layernorm", "Post-LN", "Pre-LN")
+    if norm not in other or f"{layer}.{other[norm][0]}.weight" not in files:
+        return ""
+    _, held, asked = other[norm]
+    return (
+        f": that layer was trained as {held}, and {CONFIG} makes it {asked}, which would compute something else; a "
+        "trained model keeps the layers it was trained with, and Mix-LN is for training from random weights."
+    )
 
 
 def _equal(one: tuple[TensorFile, str], other: tuple[TensorFile, str] | None) -> bool:

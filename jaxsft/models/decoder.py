@@ -54,22 +54,35 @@ class Decoder:
     def __init__(self, arch: Architecture, *, dtype: Any = jnp.float32, remat: str = "block", attention: str = "auto"):
         self.arch, self.dtype, self.remat, self.attention = arch, jnp.dtype(dtype), remat, attention
         self._graphs: dict[LayerKind, Any] = {}
+        self._block_states: dict[LayerKind, Any] = {}
         for kind in dict.fromkeys(arch.layers):
-            self._graphs[kind], self._block_state = nnx.split(nnx.eval_shape(lambda kind=kind: self._block(kind)))
+            split = nnx.split(nnx.eval_shape(lambda kind=kind: self._block(kind)))
+            self._graphs[kind], self._block_states[kind] = split
 
-    def init(self, key: jax.Array) -> Params:
-        """New float32 parameters: matrices normal with deviation `arch.init_std`, biases 0, norms neutral."""
+    def init(self, key: jax.Array, embed_std: float | None = None, scaled: bool = False) -> Params:
+        """New float32 parameters: matrices normal with deviation `arch.init_std`, biases 0, norms neutral.
+
+        Args:
+          key: of the draws.
+          embed_std: deviation of the embedding instead, or None.
+          scaled: the maps that write to the residual stream, `o_proj` and `down_proj`, have their deviation divided by
+            sqrt(2 layers), in Pre-LN layers only.
+        """
         arch = self.arch
         keys = {name: jax.random.fold_in(key, i) for i, name in enumerate(("embed", "head", "layers"))}
-        normal = lambda name, shape: arch.init_std * jax.random.normal(keys[name], shape)
+        normal = lambda name, shape, std: std * jax.random.normal(keys[name], shape)
         layer_keys = jax.vmap(lambda i: jax.random.fold_in(keys["layers"], i))(jnp.arange(arch.num_layers))
 
         def layers(kind: LayerKind, indices: jax.Array) -> Params:
             new = lambda key: nnx.to_pure_dict(nnx.state(self._block(kind, key)))
-            return jax.vmap(new)(layer_keys[indices])
+            params = jax.vmap(new)(layer_keys[indices])
+            if scaled and not kind.post_ln:
+                for linear in (params["attn"]["o_proj"], params["mlp"]["down_proj"]):
+                    linear["kernel"] *= (2 * arch.num_layers) ** -0.5
+            return params
 
         params = {
-            "embed": {"embedding": normal("embed", (arch.vocab_size, arch.embed_dim))},
+            "embed": {"embedding": normal("embed", (arch.vocab_size, arch.embed_dim), embed_std or arch.init_std)},
             "stacks": {
                 str(s): {str(u): layers(kind, self._indices(s, u)) for u, kind in enumerate(stack.unit)}
                 for s, stack in enumerate(arch.stacks)
@@ -77,7 +90,7 @@ class Decoder:
             "norm": {"scale": (jnp.zeros if arch.unit_offset else jnp.ones)(arch.embed_dim)},
         }
         if not arch.tied:
-            params["head"] = {"kernel": normal("head", (arch.embed_dim, arch.vocab_size))}
+            params["head"] = {"kernel": normal("head", (arch.embed_dim, arch.vocab_size), arch.init_std)}
         return params
 
     def abstract_params(self, param_dtype: Any = jnp.float32) -> Params:
@@ -88,12 +101,13 @@ class Decoder:
     def logical_axes(self) -> Params:
         """The tree of parameters as tuples of logical axis names, see `jaxsft.sharding.RULES`."""
         is_param = lambda x: isinstance(x, nnx.Variable)
-        block = jax.tree.map(lambda p: ("layers", *p.get_metadata("axes")), self._block_state, is_leaf=is_param)
-        block = nnx.to_pure_dict(block)
+        named = lambda p: ("layers", *p.get_metadata("axes"))
+        block = lambda kind: nnx.to_pure_dict(jax.tree.map(named, self._block_states[kind], is_leaf=is_param))
         axes = {
             "embed": {"embedding": ("vocab", "embed")},
             "stacks": {
-                str(s): {str(u): block for u in range(len(stack.unit))} for s, stack in enumerate(self.arch.stacks)
+                str(s): {str(u): block(kind) for u, kind in enumerate(stack.unit)}
+                for s, stack in enumerate(self.arch.stacks)
             },
             "norm": {"scale": ("norm",)},
         }

@@ -87,6 +87,9 @@ ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
 }
 LOCAL, GLOBAL = "sliding_attention", "full_attention"
+# A model with Post-LN layers goes by a name of its own, lest transformers take it for the Pre-LN model of its family.
+MIX_LN = "jaxsft_mix_ln"
+MIX_LN_CLASS, BASE_TYPE, POST_LAYERS = "JaxsftMixLNForCausalLM", "base_model_type", "n_post_layers"
 
 
 class _Fields:
@@ -127,7 +130,14 @@ class _Fields:
 def read(config: Mapping[str, Any], where: str) -> Architecture:
     """See `Architecture.from_hf`."""
     config = _text_part(config)
+    if config.get("model_type") == MIX_LN:
+        return _read_mix_ln(config, where)
     name = config.get("model_type")
+    if config.get(POST_LAYERS):
+        raise UserError(
+            f"{where}: {POST_LAYERS} is {config[POST_LAYERS]!r}, but model_type is {name!r}, whose layers are Pre-LN; "
+            f"a model trained with Post-LN layers has the model_type {MIX_LN!r} and the {BASE_TYPE} {name!r}."
+        )
     if name not in FAMILIES:
         raise UserError(
             f"{where}: model_type is {name!r}, no known architecture{did_you_mean(str(name), FAMILIES) or '.'} "
@@ -171,6 +181,15 @@ def read(config: Mapping[str, Any], where: str) -> Architecture:
         init_std=fields.number("initializer_range") or 0.02,
         source=json.dumps(dict(config), sort_keys=True),
     )
+
+
+def _read_mix_ln(config: Mapping[str, Any], where: str) -> Architecture:
+    count = config.get(POST_LAYERS)
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise UserError(f"{where}: {POST_LAYERS} is {count!r}; a {MIX_LN} model needs at least one Post-LN layer.")
+    plain = {name: value for name, value in config.items() if name not in (BASE_TYPE, POST_LAYERS)}
+    base = read(plain | {"model_type": config.get(BASE_TYPE)}, where)
+    return base.with_post_layers(count, f"{where}: {POST_LAYERS}")
 
 
 def _text_part(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -295,6 +314,9 @@ def write(arch: Architecture, dtype: str) -> dict[str, Any]:
     if family.post_norms:
         fields |= {"query_pre_attn_scalar": _exact(arch.attn_scale**-2)}
         fields |= {"attn_logit_softcapping": arch.attn_soft_cap, "final_logit_softcapping": arch.final_soft_cap}
+    if arch.n_post_layers:
+        fields |= {"architectures": [MIX_LN_CLASS], "model_type": MIX_LN}
+        fields |= {BASE_TYPE: family.model_type, POST_LAYERS: arch.n_post_layers}
     return fields | _write_rope(arch, "rope_local_base_freq" in family.defaults)
 
 

@@ -19,6 +19,7 @@ from jaxsft.decoding.prompts import Prompter
 from jaxsft.errors import UserError
 from jaxsft.files import check_new_folder, new_folder
 from jaxsft.models.checkpoint import copy_companions, save_hf
+from jaxsft.models.families import MIX_LN
 
 PROBE = "The quick brown fox jumps over the lazy dog. 0 1 2 3 4 5 6 7 8 9 {x: [y, z]} Ünïcödé"
 
@@ -55,7 +56,7 @@ def export_hf(model: Any, path: epath.PathLike, mesh: Mesh, dtype: str | None = 
         save_hf(folder, model.decoder, merged, dtype, tokenizer_from=model.source)
         note = _write_template(model, folder)
     line = f"{path}: {dtype.name} checkpoint; the largest change of a logit by merging and rounding is {change:.2g}"
-    return line + note
+    return line + note + _own_format(model)
 
 
 def export_peft(model: Any, path: epath.PathLike) -> str:
@@ -74,7 +75,18 @@ def export_peft(model: Any, path: epath.PathLike) -> str:
         copy_companions(model.source, folder)
         note = _write_template(model, folder)
         save_peft(folder, model.decoder.arch, model.adapter_params, model.method.config, str(model.source))
-    return f"{path}: LoRA adapter of rank {model.method.config.rank} for {model.source}{note}"
+    return f"{path}: LoRA adapter of rank {model.method.config.rank} for {model.source}{note}{_own_format(model)}"
+
+
+def _own_format(model: Any) -> str:
+    """What is to be known of a model that transformers does not have."""
+    count = model.decoder.arch.n_post_layers
+    if not count:
+        return ""
+    return (
+        f"; note: transformers cannot run a model with {count} Post-LN layer{'s' if count > 1 else ''} and refuses its "
+        f"model_type {MIX_LN}; jaxsft's own scripts read it"
+    )
 
 
 def source_dtype(model: Any) -> str:

@@ -14,11 +14,11 @@ from jaxsft.config import TrainConfig
 from jaxsft.data.batch import DOMAIN, Batch
 from jaxsft.data.grouping import examples_of_group
 from jaxsft.errors import UserError
-from jaxsft.models.checkpoint import load_architecture, resolve
+from jaxsft.models.checkpoint import resolve
 from jaxsft.objectives.reference import PREFIX
 from jaxsft.objectives.registry import make_objective
 from jaxsft.sharding import make_mesh
-from jaxsft.training.program import Program, abstract_batch, build, check_grouping
+from jaxsft.training.program import Program, abstract_batch, architecture, build, check_grouping
 from jaxsft.training.references import reference_models
 from jaxsft.training.throughput import flops_per_token
 
@@ -78,7 +78,7 @@ def lay_out(config: TrainConfig, mesh: Mesh) -> Program:
     objective = make_objective(config.objective)
     check_grouping(config, objective)
     batch = _batch(config, len(reference_models(config, objective)))
-    return build(config, load_architecture(resolve(config.model.path)), mesh, config.steps or 1000, batch)
+    return build(config, architecture(config.model, resolve(config.model.path)), mesh, config.steps or 1000, batch)
 
 
 def _batch(config: TrainConfig, references: int) -> Batch:

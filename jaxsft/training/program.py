@@ -19,8 +19,8 @@ from jaxsft.config import ModelConfig, TrainConfig
 from jaxsft.data.batch import Batch
 from jaxsft.errors import UserError
 from jaxsft.models import layout
-from jaxsft.models.architecture import Architecture
-from jaxsft.models.checkpoint import load_params
+from jaxsft.models.architecture import Architecture, post_layers_of
+from jaxsft.models.checkpoint import load_architecture, load_params
 from jaxsft.models.decoder import Decoder
 from jaxsft.models.quantized import quantize_params
 from jaxsft.objectives.objective import Objective
@@ -78,10 +78,11 @@ class Program:
 
     def random_base(self) -> Tree:
         """New parameters for the base, drawn from the config's seed."""
+        new = self.config.model.new
+        fresh = lambda key: self.stored(self.decoder.init(key, new.embed_std, new.scaled_init))
         shardings = jax.tree.map(lambda s: s.sharding, self.base)
         with jax.set_mesh(self.mesh):
-            init = jax.jit(lambda key: self.stored(self.decoder.init(key)), out_shardings=shardings)
-            return init(jax.random.key(self.config.seed))
+            return jax.jit(fresh, out_shardings=shardings)(jax.random.key(self.config.seed))
 
     def stored(self, params: Tree) -> Tree:
         """Plain parameters in the dtypes of the base, quantised if the config says so; pure."""
@@ -148,7 +149,8 @@ def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, examp
         raise UserError(f"{where} is {patterns!r}, which leaves nothing to train; choose other patterns.")
     axes: Parts = method.axes(decoder.logical_axes())
     optimizer = make_optimizer(config.optimizer, steps, arch, parts.params)
-    step = make_step(decoder, method, make_objective(config.objective), optimizer, config.accumulate, axes.params)
+    objective, by_layer = make_objective(config.objective), config.log.layer_grad_norms
+    step = make_step(decoder, method, objective, optimizer, config.accumulate, axes.params, by_layer)
 
     keeps_start, keeps_fisher = kept(config.objective.regularizers, method.trains_base)
     shapes, frozen = jax.eval_shape(lambda base: _initial(config, method, optimizer, base, keeps_start), abstract_base)
@@ -169,6 +171,25 @@ def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, examp
         donate_argnums=0,
     )
     return Program(config, mesh, decoder, method, optimizer, base, state, frozen, batch, jitted)
+
+
+def architecture(config: ModelConfig, path: epath.PathLike) -> Architecture:
+    """What a run trains: as the folder's `config.json` describes it and, for a new model, as the config wants it.
+
+    Raises:
+      UserError: see `load_architecture` and `Architecture.with_post_layers`.
+    """
+    arch, new = load_architecture(path), config.new
+    if config.init != "random":
+        return arch
+    if new.init_std is not None:
+        arch = dataclasses.replace(arch, init_std=new.init_std)
+    if new.n_post_layers is not None:
+        return arch.with_post_layers(new.n_post_layers, "config.model.new.n_post_layers")
+    if new.post_ln_alpha is not None:
+        count = post_layers_of(new.post_ln_alpha, arch.num_layers)
+        return arch.with_post_layers(count, "config.model.new.post_ln_alpha")
+    return arch
 
 
 def dtypes(config: ModelConfig, mesh: Mesh) -> tuple[Any, Any]:

@@ -16,7 +16,7 @@ from jaxsft.errors import UserError
 from jaxsft.models.checkpoint import fingerprint, load_architecture, load_params, resolve
 from jaxsft.models.decoder import Decoder
 from jaxsft.training.checkpoint import Checkpoints, snapshot_steps
-from jaxsft.training.program import abstract_batch, build, dtypes
+from jaxsft.training.program import abstract_batch, architecture, build, dtypes
 from jaxsft.validation import from_dict
 
 Tree = Any
@@ -176,7 +176,7 @@ def _open_run(
     run.model.param_dtype = run.model.param_dtype if config.param_dtype == "auto" else config.param_dtype
     run.batch_size, run.accumulate = mesh.size, 1  # a program is built for its shapes; no step is run,
     run.objective.regularizers = RegularizersConfig()  # so nothing is kept for its loss
-    program = build(run, load_architecture(source), mesh, 1, abstract_batch(mesh.size, 1, 1))
+    program = build(run, architecture(run.model, source), mesh, 1, abstract_batch(mesh.size, 1, 1))
     frozen = program.frozen
     if program.asks_base:
         _check_unchanged(source, folder, record)

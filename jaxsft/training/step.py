@@ -19,6 +19,7 @@ from jaxsft.models.projection import Context
 from jaxsft.objectives.objective import ModelOutput, Objective
 from jaxsft.objectives.terms import Term, ratio, total
 from jaxsft.sharding import constrain
+from jaxsft.training.gradients import layer_norms
 from jaxsft.training.optimizer import Optimizer
 from jaxsft.training.state import Frozen, TrainState
 
@@ -34,6 +35,7 @@ def make_step(
     optimizer: Optimizer,
     accumulate: int = 1,
     axes: Tree | None = None,
+    layer_grad_norms: bool = False,
 ) -> Step:
     """Builds the step.
 
@@ -44,6 +46,7 @@ def make_step(
       optimizer: directions and schedule.
       accumulate: micro-batches; must divide the rows of the batch.
       axes: logical axes of the trained parameters; gradients are pinned to them.
+      layer_grad_norms: metrics of each layer's gradient besides.
 
     Returns:
       A pure function, to be jitted with the state donated. Its metrics are float32 scalars.
@@ -123,6 +126,8 @@ def make_step(
             "learning_rate": learning_rate,
             "tokens": jnp.sum(batch.segment_ids > 0),
         }
+        if layer_grad_norms:
+            metrics |= layer_norms(decoder.arch, grads)
         metrics = {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}
         return TrainState(state.step + 1, params, opt_state, state.key, aux), metrics
 

@@ -30,12 +30,12 @@ from jaxsft.evaluation import registry
 from jaxsft.evaluation.perplexity import evaluate, make_nll
 from jaxsft.evaluation.scoring import to_devices
 from jaxsft.evaluation.task import Subject, Task
-from jaxsft.models.checkpoint import fingerprint, load_architecture, resolve
+from jaxsft.models.checkpoint import fingerprint, resolve
 from jaxsft.objectives.registry import make_objective
 from jaxsft.sharding import data_shards, make_mesh, process_share
 from jaxsft.training.checkpoint import Checkpoints, snapshot_steps
 from jaxsft.training.fisher import Fisher
-from jaxsft.training.program import Program, build, check_grouping, check_rows, parameter_count
+from jaxsft.training.program import Program, architecture, build, check_grouping, check_rows, parameter_count
 from jaxsft.training.references import References
 from jaxsft.training.state import Frozen, TrainState
 from jaxsft.training.throughput import flops_per_token, memory_gib, peak_flops
@@ -106,7 +106,7 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
     path = resolve(config.model.path)
     if (path / "checkpoints").exists():
         raise UserError(f"config.model.path={path} is a run's workdir; name an export of it (scripts/export.py).")
-    arch = load_architecture(path)
+    arch = architecture(config.model, path)
     tokenizer = load_tokenizer(path)
     objective = make_objective(config.objective)
     check_grouping(config, objective)
@@ -139,8 +139,11 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
     fingerprints |= {f"{task.name}_data": task.fingerprint for task in tasks}
     folder.record(type(config).__name__, to_dict(config), fingerprints)  # now that nothing is left to refuse
     trained, frozen = parameter_count(program.state.params), parameter_count(program.frozen.method)
+    layers = f"{arch.num_layers} layers"
+    if arch.n_post_layers:
+        layers += f" ({arch.n_post_layers} Post-LN, then {arch.num_layers - arch.n_post_layers} Pre-LN)"
     _say(
-        f"model: {path.name}, {arch.num_layers} layers, {trained:,} trained and {frozen:,} frozen parameters; "
+        f"model: {path.name}, {layers}, {trained:,} trained and {frozen:,} frozen parameters; "
         f"mesh: {dict(zip(mesh.axis_names, mesh.axis_sizes))}; "
         f"{steps} step{'s' if steps > 1 else ''} of {config.batch_size} rows, of which an epoch has {loader.rows()}"
     )
