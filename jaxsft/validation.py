@@ -24,7 +24,9 @@ CHOICES = {
     "remat": ("none", "dots", "block"),
     "attention": ("auto", "xla"),
     "quantization": ("none", "nf4", "int8"),
-    "StageConfig.kind": ("train", "score", "evaluate"),  # the names in `jaxsft.recipes.stages.KINDS`
+    "DisperseConfig.method": ("random", "iid", "source", "task_type", "kmeans"),
+    "DisperseConfig.text": ("response", "instruction", "both"),
+    "StageConfig.kind": ("train", "score", "disperse", "evaluate"),  # the names in `jaxsft.recipes.stages.KINDS`
     "reduction": ("token_mean", "example_mean"),
     "ratio": ("sum", "mean"),
     "form": ("weight", "closed"),
@@ -48,7 +50,7 @@ NOT_NEGATIVE = {
     "SourceConfig.weight", "max_dropped", "dropout", "z_loss", "label_smoothing", "final_ratio", "weight_decay",
     "max_grad_norm", "ema", "warmup_ratio", "decay_ratio", "eps", "every", "keep_best", "steps", "epochs", "alpha",
     "b1", "b2", "seed", "max_new_tokens", "chains", "beta", "sft_weight", "reference_clip", "mu", "consistency",
-    "snapshots",
+    "snapshots", "DisperseConfig.parts",
     "n_post_layers", "post_ln_alpha",
     "neftune_alpha", "kl_to_base", "l2_to_start", "ewc", "l1",
 }  # fmt: skip

@@ -7,6 +7,8 @@ import types
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jaxsft.adapters.method import Parts
@@ -14,6 +16,7 @@ from jaxsft.config import (
     AdapterConfig,
     ClassesConfig,
     DataConfig,
+    DisperseConfig,
     EvalConfig,
     EvaluateConfig,
     LoRAConfig,
@@ -39,6 +42,7 @@ from jaxsft.data.loader import Loader
 from jaxsft.data.mixture import domain_ids
 from jaxsft.data.render import Renderer
 from jaxsft.data.templates import load_template
+from jaxsft.dispersal import run as dispersal
 from jaxsft.errors import UserError
 from jaxsft.evaluation.multiple_choice import Question, choose
 from jaxsft.evaluation.registry import FIGURES, HEADLINES
@@ -48,6 +52,7 @@ from jaxsft.objectives.objective import ModelOutput
 from jaxsft.objectives.registry import make_objective
 from jaxsft.objectives.terms import total
 from jaxsft.recipes import stages
+from jaxsft.scoring.embedding import mean_hidden_states
 from jaxsft.sharding import make_mesh
 from jaxsft.training.optimizer import DIRECTIONS, make_optimizer, make_schedule
 from jaxsft.training.program import Program, dtypes
@@ -55,7 +60,7 @@ from jaxsft.validation import CHOICES, NOT_NEGATIVE, POSITIVE, did_you_mean, fro
 from tests.data.conftest import make_tokenizer
 from tests.tiny import llama, make_batch, random_examples
 
-KINDS = (TrainConfig, EvaluateConfig, SuiteConfig, ScoreConfig, StageConfig, RecipeConfig)
+KINDS = (TrainConfig, EvaluateConfig, SuiteConfig, ScoreConfig, DisperseConfig, StageConfig, RecipeConfig)
 
 
 def full() -> TrainConfig:
@@ -312,6 +317,25 @@ def _of_group(name, size, **changes):
     return float(total(objective(model, batch, objective.denominators(batch))[0]))
 
 
+def _cut(choice, tmp_path):
+    """The parts of five records of two sources and two task types."""
+    table = tmp_path / "vectors.parquet"
+    pq.write_table(pa.table({"vector": [[1.0, 0], [1.0, 0], [1.0, 0], [1.0, 0], [0, 1.0]]}), table)
+    dataset = types.SimpleNamespace(
+        sources=["x", "y"], source_ids=np.array([0, 0, 0, 1, 1]), records=np.arange(5),
+        task_types=["t", "u"], task_type_ids=np.array([0, 1, 1, 1, 1]),
+    )  # fmt: skip
+    config = DisperseConfig(method=choice, parts=2, vectors=str(table))
+    return tuple(dispersal._cut(config, tmp_path, None, dataset, np.arange(5), np.arange(5)).parts.tolist())
+
+
+def _mean(choice, tmp_path):
+    decoder = Decoder(llama())
+    batch = make_batch([random_examples(1, 9)], 9, 1)
+    means = mean_hidden_states(decoder, choice, decoder.init(jax.random.key(0)), None, batch)["embedding"]
+    return float(means.sum())
+
+
 READERS = {
     "truncation": (_truncation, {"right": 4, "drop": 3, "error": True}),
     "supervise": (_supervise, None),
@@ -326,6 +350,8 @@ READERS = {
     "remat": (lambda choice, _: _loss(remat=choice), None),
     "quantization": (_quantization, {"none": "float32", "nf4": "uint8", "int8": "int8"}),
     "attention": (lambda choice, _: (choice, bool(_loss(attention=choice))), None),  # on CPUs both are XLA
+    "DisperseConfig.method": (_cut, None),
+    "DisperseConfig.text": (_mean, None),
     "reduction": (lambda choice, _: make_objective(ObjectiveConfig(reduction=choice)).reduction, None),
     "ratio": (lambda choice, _: make_objective(ObjectiveConfig("minor_sft", beta=0.1, ratio=choice)).ratio, None),
     "form": (lambda choice, _: make_objective(ObjectiveConfig("minor_sft", beta=0.1, form=choice)).form, None),

@@ -7,7 +7,7 @@ their meaning (`max_length`, `packing`, `learning_rate`).
 from jaxsft.config.adapter import AdapterConfig, LoRAConfig, SPPConfig
 from jaxsft.config.data import ClassesConfig, DataConfig, DCoTConfig, MixtureConfig, SourceConfig
 from jaxsft.config.evaluation import EvalConfig, EvaluateConfig, SuiteConfig, TaskConfig
-from jaxsft.config.jobs import MergeConfig, RecipeConfig, ScoreConfig, StageConfig
+from jaxsft.config.jobs import DisperseConfig, MergeConfig, RecipeConfig, ScoreConfig, StageConfig
 from jaxsft.config.model import MeshConfig, ModelConfig, NewModelConfig
 from jaxsft.config.objective import ObjectiveConfig, ReferenceConfig, RegularizersConfig
 from jaxsft.config.training import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig
@@ -18,6 +18,7 @@ __all__ = [
     "ClassesConfig",
     "DCoTConfig",
     "DataConfig",
+    "DisperseConfig",
     "EvalConfig",
     "EvaluateConfig",
     "LoRAConfig",

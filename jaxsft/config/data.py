@@ -119,6 +119,8 @@ class DataConfig:
       scores: a table of scores of these examples, as `scripts/run.py` makes them; "" is none.
       score: the column of `scores` by which examples are ranked.
       keep: the share of the examples that is trained on, those with the highest score; 1.0 is all.
+      parts: a table of the parts that these examples were dispersed into, as `scripts/run.py` makes it; "" is none.
+      part: the part of `parts` that is trained on, counted from 0; -1 is all of them.
     """
 
     path: str = ""
@@ -145,6 +147,8 @@ class DataConfig:
     scores: str = ""
     score: str = "confidence"
     keep: float = 1.0
+    parts: str = ""
+    part: int = -1
 
     def all_sources(self) -> list[SourceConfig]:
         """`sources`, or the one that `path`, `rows` and `fields` are short for."""

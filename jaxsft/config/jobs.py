@@ -28,12 +28,45 @@ class ScoreConfig:
 
 
 @dataclasses.dataclass
+class DisperseConfig:
+    """How a data set is cut into parts, as a stage of a recipe does it; see `jaxsft.dispersal`.
+
+    Attributes:
+      model: whose mean hidden states k-means goes by; in every case its tokenizer decides what the examples are.
+      data: the examples.
+      grouping: the `DataConfig.grouping` under which the parts are to be trained on.
+      method: "random" (a permutation cut into equal parts), "iid" (a draw for every record), "source" or "task_type"
+        (the records of a name stay together), or "kmeans" (clusters of vectors).
+      parts: K; 0, with "source" and "task_type", gives every name a part of its own.
+      text: of which tokens hidden states are averaged: those of the "response", of the "instruction", or "both".
+      vectors: a Parquet file with a column `vector`, of a vector a record in the data's order, to go by instead; ""
+        asks the model.
+      balanced: clusters of equal size.
+      seed: of permutation, draws and the start of k-means.
+      batch_size: rows of a batch.
+    """
+
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    grouping: str = "example"
+    method: str = "random"
+    parts: int = 4
+    text: str = "response"
+    vectors: str = ""
+    balanced: bool = False
+    seed: int = 0
+    batch_size: int = 16
+
+
+@dataclasses.dataclass
 class StageConfig:
     """One stage of a recipe.
 
     Attributes:
       name: of its folder in the workdir; later stages refer to that as `{name}` in any string.
-      kind: what it does: "train" (a `TrainConfig`), "score" (a `ScoreConfig`) or "evaluate" (a `SuiteConfig`).
+      kind: what it does: "train" (a `TrainConfig`), "score" (a `ScoreConfig`) "disperse" (a
+        `DisperseConfig`) or "evaluate" (a `SuiteConfig`).
       config: of the type that `kind` takes; None for "train" is the recipe's `train`.
       changes: field -> value, applied to the config, such as {"objective.name": "sftmix"}.
     """

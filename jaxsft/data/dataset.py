@@ -105,12 +105,18 @@ class Dataset:
         self.ranking = selection.read_ranking(config, self.examples_fingerprint, len(self))
         if self.ranking is not None:
             order += ["ranked", selection.digest(self.ranking), config.keep]
+        part = selection.read_part(config, self.examples_fingerprint, len(self))
+        if part is not None:
+            order += ["part", selection.digest(part)]
         self.fingerprint = _digest(self.examples_fingerprint, weights, seed, *order)
         self.report = self._report(parts, report_scales)
         check_dropped(self.report, config, sum(len(cache.records) for cache in caches))
         lowest = np.full(int(self.records[-1]) + 1, np.iinfo(np.int32).max)
         np.minimum.at(lowest, self.records, self.variants)
         self._first = self.variants == lowest[self.records]
+        if part is not None:
+            self.report.notices["left to other parts"] = int(np.sum(self._first & ~part))
+            self._first &= part
         if config.keep < 1:
             whole, self._first = self._first, selection.best(self.ranking, self._first, config.keep)
             self.report.notices[f"left out by their {config.score}"] = int(np.sum(whole & ~self._first))

@@ -1,5 +1,6 @@
 """The ways in which examples stand together, by the name that `config.data.grouping` gives them."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -64,6 +65,20 @@ GROUPINGS: dict[str, Grouping] = {
 def longest(config: DataConfig) -> int:
     """Tokens of an example at most."""
     return config.max_length // GROUPINGS[config.grouping].parts
+
+
+def by_itself(config: DataConfig, grouping: str) -> DataConfig:
+    """The data with each example by itself, none selected, cut as for a grouping: what scores and parts are of.
+
+    Args:
+      config: the data.
+      grouping: the `DataConfig.grouping` under which scores or parts are to be used.
+    """
+    config = dataclasses.replace(config, grouping=grouping, attention_unit="example")
+    config = dataclasses.replace(config, scores="", keep=1.0, parts="", part=-1)
+    if not GROUPINGS[grouping].own_examples:
+        config = dataclasses.replace(config, max_length=longest(config), grouping="example")
+    return config
 
 
 def examples_of_group(config: DataConfig) -> int:

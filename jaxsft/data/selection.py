@@ -1,4 +1,4 @@
-"""Examples ranked by a score that was made before training, and the best of them selected.
+"""Examples ranked by a score that was made before training, and the best of them, or one part, selected.
 
 Scores belong to examples, so neither the selection nor how examples stand together makes a table stale.
 """
@@ -26,16 +26,29 @@ def read_ranking(config: DataConfig, examples_fingerprint: str, count: int) -> n
                 "config.data.scores, or leave keep at 1."
             )
         return None
-    examples, columns = read_scores(config.scores, {"examples": examples_fingerprint})
-    if config.score not in columns:
-        near = did_you_mean(config.score, columns) or f"; it has {', '.join(columns)}."
-        raise UserError(f"config.data.score is {config.score!r}, which is no column of {config.scores}{near}")
-    scores = columns[config.score]
-    if isinstance(scores, list):
-        raise UserError(f"config.data.score {config.score!r} holds a number a token; name one of a number an example.")
-    if not np.array_equal(np.sort(examples), np.arange(count)):
-        raise UserError(f"{config.scores} scores {len(examples)} examples, but the data has {count}; make it again.")
-    return scores[np.argsort(examples)]
+    return _column(config.scores, config.score, "config.data.score", examples_fingerprint, count)
+
+
+def read_part(config: DataConfig, examples_fingerprint: str, count: int) -> np.ndarray | None:
+    """bool [examples], those in the part that `config.parts` and `config.part` name; None where all are wanted.
+
+    Raises:
+      UserError: for a table of other examples, and for a part that it does not have.
+    """
+    if config.part < 0:
+        return None
+    if not config.parts:
+        raise UserError(
+            f"config.data.part is {config.part}, but config.data.parts names no table of parts; name one, or leave "
+            "part at -1."
+        )
+    parts = _column(config.parts, "part", "config.data.parts", examples_fingerprint, count)
+    chosen = parts == config.part
+    if not chosen.any():
+        raise UserError(
+            f"config.data.part is {config.part}, but the parts in {config.parts} are 0 to {int(parts.max())}."
+        )
+    return chosen
 
 
 def best(scores: np.ndarray, candidates: np.ndarray, share: float) -> np.ndarray:
@@ -60,3 +73,17 @@ def by_score(scores: np.ndarray, members: np.ndarray) -> np.ndarray:
 def digest(scores: np.ndarray) -> str:
     """A fingerprint of the scores."""
     return hashlib.sha256(np.ascontiguousarray(scores, np.float32).tobytes()).hexdigest()[:32]
+
+
+def _column(path: str, name: str, field: str, examples_fingerprint: str, count: int) -> np.ndarray:
+    """float32 [examples], a column of a table of scores, in the examples' order."""
+    examples, columns = read_scores(path, {"examples": examples_fingerprint})
+    if name not in columns:
+        near = did_you_mean(name, columns) or f"; it has {', '.join(columns)}."
+        raise UserError(f"{field} is {name!r}, which is no column of {path}{near}")
+    scores = columns[name]
+    if isinstance(scores, list):
+        raise UserError(f"{field} {name!r} holds a number a token; name one of a number an example.")
+    if not np.array_equal(np.sort(examples), np.arange(count)):
+        raise UserError(f"{path} scores {len(examples)} examples, but the data has {count}; make it again.")
+    return scores[np.argsort(examples)]

@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from jaxsft.config import ScoreConfig, SuiteConfig, TrainConfig
+from jaxsft.config import DisperseConfig, ScoreConfig, SuiteConfig, TrainConfig
+from jaxsft.dispersal.run import PARTS, disperse
 from jaxsft.evaluation.suite import evaluate
 from jaxsft.scoring.confidence import score_confidence
 from jaxsft.training.restore import weights_fingerprint
@@ -50,5 +51,6 @@ def _digest(name: str) -> Callable[[epath.Path], str]:
 KINDS: dict[str, Kind] = {
     "train": Kind(TrainConfig, lambda config, folder: train(config, str(folder)), weights_fingerprint),
     "score": Kind(ScoreConfig, _score, _digest(SCORES)),
+    "disperse": Kind(DisperseConfig, disperse, _digest(PARTS)),
     "evaluate": Kind(SuiteConfig, _evaluate, _digest(EVALUATION)),
 }

@@ -204,6 +204,43 @@ def lines(
     return _svg(parts, size, y_axis.label)
 
 
+def scatter(
+    points: Sequence[XY],
+    groups: Sequence[int],
+    names: Sequence[str],
+    inks: Sequence[Ink],
+    size: tuple[int, int] = (760, 460),
+    title: str = "Where the groups lie",
+) -> str:
+    """Points in the colours of their groups, each group's name at its middle.
+
+    Args:
+      points: (x, y), in units that say nothing.
+      groups: index of each point's group.
+      names: of the groups.
+      inks: their colours.
+      size: of the drawing, in its own units.
+      title: for readers who hear the plot.
+
+    Returns:
+      An `<svg>` element.
+    """
+    xs, ys = zip(*points)
+    frame = Frame((8, 8, size[0] - 8, size[1] - 8), padded(xs, False), padded(ys, False))
+    parts, labels, taken = [], [], []
+    for group, (name, ink) in enumerate(zip(names, inks)):
+        own = [(frame.x(x), frame.y(y)) for (x, y), g in zip(points, groups) if g == group]
+        if not own:
+            continue
+        dots = "".join(f'<circle class="mark" cx="{x:.1f}" cy="{y:.1f}" r="2" opacity="0.55"/>' for x, y in own)
+        parts.append(f'<g class="series" style="{ink.style}">{dots}</g>')
+        middle = (sum(x for x, _ in own) / len(own), sum(y for _, y in own) / len(own))
+        label = beside(name, *middle, SIZE + 1, taken, (0, 0, *size), gap=0)
+        taken.append(label.box)
+        labels.append(_text(label.text, label.x, label.y, label.anchor, "label family", ink))
+    return _svg(parts + labels, size, title)
+
+
 def label_room(labels: Sequence[str]) -> float:
     """The width that `lines` needs for these names."""
     return max((text_width(shortened(label), SIZE - 1) for label in labels), default=0) + 14

@@ -6,7 +6,6 @@ over C checkpoints of a reference run, trained on the same data, and the N_i sup
 that was not trained on it, C = 1, gives its perplexity alone.
 """
 
-import dataclasses
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from jax.sharding import Mesh
 
 from jaxsft.config import ScoreConfig
 from jaxsft.data.dataset import Dataset, prepare
-from jaxsft.data.grouping import GROUPINGS, longest
+from jaxsft.data.grouping import by_itself
 from jaxsft.data.loader import Loader
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
@@ -79,7 +78,7 @@ def score_confidence(config: ScoreConfig, path: epath.PathLike) -> str:
 
 
 def _examples(config: ScoreConfig, mesh: Mesh) -> tuple[Dataset, Loader]:
-    """The examples, each by itself, none selected."""
+    """The examples of a run or of `config.data`, as scores are made of them."""
     model, data = config.model.path, config.data
     tokenizer = resolve(model)
     if is_workdir(model):
@@ -87,12 +86,9 @@ def _examples(config: ScoreConfig, mesh: Mesh) -> tuple[Dataset, Loader]:
         tokenizer, data = resolve(run.model.path), data if data.path or data.sources else run.data
     if not data.path and not data.sources:
         raise UserError("config.data.path is empty; a model that is no run's workdir says of no data what it learnt.")
-    data = dataclasses.replace(data, grouping=config.grouping, attention_unit="example", scores="", keep=1.0)
-    if not GROUPINGS[config.grouping].own_examples:
-        data = dataclasses.replace(data, max_length=longest(data), grouping="example")
-    dataset = prepare(data, load_tokenizer(str(tokenizer)))
+    dataset = prepare(by_itself(data, config.grouping), load_tokenizer(str(tokenizer)))
     rows = -(-config.batch_size // data_shards(mesh)) * data_shards(mesh)
-    return dataset, Loader(dataset, data, rows, 0, *process_share(mesh, jax.process_index()))
+    return dataset, Loader(dataset, dataset.config, rows, 0, *process_share(mesh, jax.process_index()))
 
 
 def _summed_nll(

@@ -1,4 +1,4 @@
-"""A batched, sharded pass over a data set that leaves one score, or one a token, for every example.
+"""A batched, sharded pass over a data set that leaves one score, a vector, or one score a token, for every example.
 
 What is done is kept in parts beside the table, so a pass that was broken off goes on where it was.
 """
@@ -31,8 +31,8 @@ def score_examples(
 
     Args:
       score: a compiled function from a batch on the devices to arrays that are the same on every device:
-        `example_index` int32 [B, E] and scores float32 [B, E]; or scores of tokens [B, T], and then `example_ids`
-        int32 [B, T] too.
+        `example_index` int32 [B, E] and scores float32 [B, E], or vectors [B, E, D]; or scores of tokens [B, T], and
+        then `example_ids` int32 [B, T] too.
       dataset: the examples.
       loader: of the data set; its rows are those of training, so the same kernels run.
       mesh: the mesh that the model lives on.
@@ -41,7 +41,7 @@ def score_examples(
       rows: rows of a batch.
 
     Returns:
-      name -> float32 [examples] in the data set's order, or a list of arrays, one number a token.
+      name -> float32 [examples] in the data set's order, or a list of arrays: vectors, or one number a token.
 
     Raises:
       UserError: if there is a table made from something else, or a score is not finite.
@@ -112,6 +112,9 @@ def _on_host(scores: dict[str, jax.Array], dataset: Dataset) -> tuple[np.ndarray
     examples = index[rows, slots].astype(np.int64)
     result: Scores = {}
     for name, values in host.items():
+        if values.shape[:2] == index.shape and values.ndim == 3:
+            result[name] = list(values[rows, slots].astype(np.float32))
+            continue
         if values.shape == index.shape:
             result[name] = values[rows, slots].astype(np.float32)
             continue

@@ -1,7 +1,7 @@
 """Scores of examples in a Parquet file, with the fingerprint of what they were made from.
 
-Columns: `example` (int64, the index in its data set) and one for each score, float32 or a list of float32 (one number a
-token, of the token as a target). The schema's metadata holds the key, as JSON under `jaxsft`.
+Columns: `example` (int64, the index in its data set) and one for each score, float32 or a list of float32 (a vector, or
+one number a token, of the token as a target). The schema's metadata holds the key, as JSON under `jaxsft`.
 """
 
 import io

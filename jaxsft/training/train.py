@@ -176,6 +176,8 @@ def held_out_data(config: TrainConfig) -> DataConfig:
         mixture=MixtureConfig(),
         scores="",
         keep=1.0,
+        parts="",
+        part=-1,
     )
 
 

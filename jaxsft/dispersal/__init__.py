@@ -1,0 +1,1 @@
+"""Cutting a data set into parts, each for a sub-model of its own (Disperse-Then-Merge)."""
