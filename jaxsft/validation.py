@@ -18,6 +18,7 @@ CHOICES = {
     "grouping": ("example", "preference", "mixup", "domain", "dcot", "views"),  # those of `jaxsft.data.grouping`
     "attention_unit": ("example", "group", "row"),
     "MixtureConfig.by": ("task_type", "source"),
+    "TypesConfig.by": ("task_type", "source"),
     "init": ("pretrained", "random"),
     "dtype": ("auto", "float32", "bfloat16"),
     "param_dtype": ("auto", "float32", "bfloat16"),
@@ -35,6 +36,11 @@ CHOICES = {
     "mix_reduction": ("mean", "sum"),
     "views": ("max", "mean"),
     "l1_on": ("change", "weights"),
+    "LoRAMoEConfig.dropout_mode": ("shared", "per_expert"),
+    "LoRAMoEConfig.form": ("cv_squared", "var_over_mean"),
+    "LoRAMoEConfig.sign": ("published", "attract"),
+    "LoRAMoEConfig.tokens": ("valid", "all"),
+    "LoRAMoEConfig.scope": ("per_example", "microbatch", "global"),
     "schedule": ("cosine", "linear", "constant", "wsd"),
     "task": ("perplexity", "multiple_choice", "generation", "deviation"),
     "normalize": ("none", "tokens", "bytes"),
@@ -45,6 +51,7 @@ POSITIVE = {
     "max_length", "max_examples_per_row", "rank", "chunk_size", "batch_size", "accumulate", "learning_rate",
     "keep_latest", "LogConfig.every", "draws", "mix_alpha", "keep", "scale",
     "init_std", "embed_std",
+    "experts", "microbatch_rows",
 }  # fmt: skip
 NOT_NEGATIVE = {
     "SourceConfig.weight", "max_dropped", "dropout", "z_loss", "label_smoothing", "final_ratio", "weight_decay",
@@ -52,9 +59,9 @@ NOT_NEGATIVE = {
     "b1", "b2", "seed", "max_new_tokens", "chains", "beta", "sft_weight", "reference_clip", "mu", "consistency",
     "snapshots", "DisperseConfig.parts",
     "n_post_layers", "post_ln_alpha",
-    "neftune_alpha", "kl_to_base", "l2_to_start", "ewc", "l1",
+    "neftune_alpha", "kl_to_base", "l2_to_start", "ewc", "l1", "LoRAMoEConfig.delta", "top_k",
 }  # fmt: skip
-AT_MOST_ONE = {"keep", "post_ln_alpha"}
+AT_MOST_ONE = {"keep", "post_ln_alpha", "LoRAMoEConfig.delta"}
 BELOW_ONE = {"dropout", "label_smoothing", "ema", "b1"}
 SPLITS = ("train", "eval")  # what the lines of `metrics.jsonl` are of besides tasks
 
@@ -98,7 +105,7 @@ def validate(config: Any, where: str = "config") -> None:
             raise UserError(f"{path} is {value!r}; it must not be negative.")
         if name in BELOW_ONE and not value < 1:
             raise UserError(f"{path} is {value!r}; it must be below 1.")
-        if name in AT_MOST_ONE and not value <= 1:
+        if (name in AT_MOST_ONE or own in AT_MOST_ONE) and not value <= 1:
             raise UserError(f"{path} is {value!r}; it must be 1 at most.")
         if isinstance(value, list):
             for i, item in enumerate(value):
@@ -107,6 +114,7 @@ def validate(config: Any, where: str = "config") -> None:
             _check_names([item for item in value if isinstance(item, TaskConfig)], path)
     if isinstance(config, TrainConfig):
         _check_weights(config)
+        _check_rows(config)
     if isinstance(config, ModelConfig):
         _check_new(config, where)
 
@@ -138,6 +146,15 @@ def _check_new(config: ModelConfig, where: str) -> None:
         raise UserError(
             f"{name} is {getattr(new, changed[0])!r}, but {where}.init is {config.init!r}: {why}; set {where}.init to "
             f"'random', or leave {name} alone."
+        )
+
+
+def _check_rows(config: TrainConfig) -> None:
+    routed = config.adapter.loramoe
+    if routed.scope == "microbatch" and config.batch_size % routed.microbatch_rows:
+        raise UserError(
+            f"config.adapter.loramoe.microbatch_rows is {routed.microbatch_rows}, which does not divide the "
+            f"{config.batch_size} rows of config.batch_size; choose a divisor."
         )
 
 

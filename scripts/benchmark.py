@@ -70,6 +70,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "lora": {"adapter.kind": "lora"},
     "spp": {"adapter.kind": "spp", "adapter.spp.rank": 4},
     "lora-ffn": {"adapter.kind": "lora", "adapter.lora.rank": 24, "adapter.lora.targets": FFN},
+    "loramoe": {"adapter.kind": "loramoe", "adapter.loramoe.dropout": 0.0},
 }
 OBJECTIVES: dict[str, dict[str, Any]] = {"sft": {}, "minor_sft": {"beta": 0.1}, "sftmix": {}}
 
@@ -172,7 +173,7 @@ def least_ratio(shape: Shape) -> float:
 
 
 def random_batch(shape: Shape, rows: int) -> Batch:
-    """Rows of a pair of examples each, of both the second half supervised."""
+    """Rows of a pair of examples each, of both the second half supervised, one of each type."""
     rng = np.random.default_rng(0)
     tokens = rng.integers(0, shape.vocab, (rows, shape.length + 1), dtype=np.int32)
     half = shape.length // 2
@@ -181,6 +182,7 @@ def random_batch(shape: Shape, rows: int) -> Batch:
     weights = (positions >= half // 2).astype(np.float32)
     extras = {"example_index": np.arange(2 * rows, dtype=np.int32).reshape(rows, 2)}
     extras["member"] = np.broadcast_to(np.arange(2, dtype=np.int32), (rows, 2))
+    extras["type"] = extras["member"]
     extras["reference_0"] = np.full((rows, 2), -np.log(shape.vocab) * half / 2, np.float32)
     return Batch(tokens[:, :-1], positions, ids, ids, tokens[:, 1:], weights, extras)
 

@@ -15,6 +15,7 @@ from jax.sharding import PartitionSpec
 
 from jaxsft.config import (
     LoRAConfig,
+    LoRAMoEConfig,
     MeshConfig,
     ObjectiveConfig,
     OptimizerConfig,
@@ -79,6 +80,13 @@ def _spp(**changes: object) -> TrainConfig:
     return config
 
 
+def _loramoe(config: TrainConfig | None = None, **changes: object) -> TrainConfig:
+    config = config or _config()
+    config.adapter.kind = "loramoe"
+    config.adapter.loramoe = LoRAMoEConfig(**{"experts": 4, "rank": 2, "dropout": 0.0, "beta": 0.5} | changes)
+    return config
+
+
 def unlikely(tokens: np.ndarray) -> float:
     """A reference's log-probability that is some nats from the model's."""
     return -4.0 * len(tokens) + (int(tokens.sum()) % 7 - 3)
@@ -98,6 +106,8 @@ def _regularized(config: TrainConfig, **changes: object) -> TrainConfig:
 
 
 DOMAINS = {"domain/odd": lambda tokens: len(tokens) % 2, "domain/even": lambda tokens: 1 - len(tokens) % 2}
+TYPED = {"type": lambda tokens: len(tokens) % 3 - 1}  # one in three has none
+MOST = ("embed", "layers.1.*_proj")
 FROZEN = ("embed", "layers.0", "layers.*.mlp.gate_proj")
 CASES = [
     Case("full", _config()),
@@ -107,6 +117,9 @@ CASES = [
     Case("lora", _lora()),
     Case("qlora", _quantized(_lora(), "nf4")),
     Case("lora-int8", _quantized(_lora(targets=("layers.1.attn.*_proj", "layers.*.mlp.down_proj")), "int8")),
+    Case("loramoe", _loramoe(), extras=TYPED),
+    Case("loramoe-sftmix", _loramoe(_config(objective=SFTMIX), delta=0.6, form="var_over_mean"), 2, TYPED),
+    Case("loramoe-pairs-int8", _quantized(_loramoe(_config(objective=MINOR_DPO), targets=MOST), "int8"), 2, TYPED),
     Case("sftmix", _config(objective=SFTMIX), group=2),
     Case("sftmix-lora-pre-norm", dataclasses.replace(_lora(), objective=SFTMIX_PRE), group=2),
     Case("lora-regularized", _regularized(_lora(), neftune_alpha=5.0, kl_to_base=0.7, l2_to_start=0.1)),

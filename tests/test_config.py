@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from jaxsft.adapters.loramoe import LoRAMoE
 from jaxsft.adapters.method import Parts
 from jaxsft.config import (
     AdapterConfig,
@@ -20,6 +21,7 @@ from jaxsft.config import (
     EvalConfig,
     EvaluateConfig,
     LoRAConfig,
+    LoRAMoEConfig,
     MixtureConfig,
     ModelConfig,
     ObjectiveConfig,
@@ -32,6 +34,7 @@ from jaxsft.config import (
     SuiteConfig,
     TaskConfig,
     TrainConfig,
+    TypesConfig,
 )
 from jaxsft.data.classes import condition_of, spread
 from jaxsft.data.conversation import Conversation, Message
@@ -42,11 +45,13 @@ from jaxsft.data.loader import Loader
 from jaxsft.data.mixture import domain_ids
 from jaxsft.data.render import Renderer
 from jaxsft.data.templates import load_template
+from jaxsft.data.types import type_ids
 from jaxsft.dispersal import run as dispersal
 from jaxsft.errors import UserError
 from jaxsft.evaluation.multiple_choice import Question, choose
 from jaxsft.evaluation.registry import FIGURES, HEADLINES
 from jaxsft.models.decoder import Decoder
+from jaxsft.models.projection import Context
 from jaxsft.models.quantized import quantize_params
 from jaxsft.objectives.objective import ModelOutput
 from jaxsft.objectives.registry import make_objective
@@ -336,6 +341,25 @@ def _mean(choice, tmp_path):
     return float(means.sum())
 
 
+def _routed(**changes):
+    """What a routed linear map gives in training, and its balance, of two rows of two examples and padding."""
+    method = LoRAMoE(LoRAMoEConfig(experts=2, rank=2, dropout=0.5, **changes), llama())
+    batch = make_batch([random_examples(2, 9), random_examples(2, 5)], 18, 2)
+    batch.extras["type"] = np.array([[1, 0], [0, 0]])
+    arrays = method.fresh(jnp.zeros((4, 4)), jax.random.key(0)) | {"lora_b": jnp.ones((4, 4))}
+    ctx = Context(jax.random.key(1), batch.example_ids, None, batch.extras, train=True)
+    y, report = method.node(arrays).project(jnp.sin(jnp.arange(144.0)).reshape(2, 18, 4), jnp.zeros((4, 4)), ctx)
+    balance = method.terms([{"embed": report}], batch, method.denominators(batch))["balance"]
+    return float(jnp.sum(y)), float(balance.sum / balance.denominator)
+
+
+def _type_of(choice, tmp_path):
+    """The types of two examples of one source and two task types."""
+    config = DataConfig(types=TypesConfig(by=choice, of={"b": 1, "a": 0} if choice == "task_type" else {"a": 0}))
+    names = {"sources": ["a"], "source_ids": np.zeros(2, int), "task_types": ["a", "b"], "task_type_ids": np.arange(2)}
+    return tuple(type_ids(types.SimpleNamespace(config=config, **names)).tolist())
+
+
 READERS = {
     "truncation": (_truncation, {"right": 4, "drop": 3, "error": True}),
     "supervise": (_supervise, None),
@@ -344,6 +368,12 @@ READERS = {
     "by": (_by, {"source": "Web", "task_type": "Sums"}),
     "weighting": (_weighting, {"token": (0, 1, 1, 0, 1), "turn": (0, 0.5, 0.5, 0, 1), "example": (0, T, T, 0, T)}),
     "MixtureConfig.by": (_domain, {"task_type": (0, 1), "source": (0, 0)}),
+    "TypesConfig.by": (_type_of, {"task_type": (0, 1), "source": (0, 0)}),
+    "LoRAMoEConfig.dropout_mode": (lambda choice, _: _routed(dropout_mode=choice)[0], None),
+    "LoRAMoEConfig.form": (lambda choice, _: _routed(form=choice)[1], None),
+    "LoRAMoEConfig.sign": (lambda choice, _: _routed(sign=choice)[1], None),
+    "LoRAMoEConfig.tokens": (lambda choice, _: _routed(tokens=choice, scope="global")[1], None),
+    "LoRAMoEConfig.scope": (lambda choice, _: _routed(scope=choice)[1], None),
     "init": (_init, {"pretrained": "sought: True", "random": "drawn"}),
     "dtype": (_dtypes("dtype"), {"auto": "autobfloat16", "float32": "float32", "bfloat16": "bfloat16"}),
     "param_dtype": (_dtypes("param_dtype"), {"auto": "autobfloat16", "float32": "float32", "bfloat16": "bfloat16"}),

@@ -106,6 +106,11 @@ class Base:
         del params
         return None
 
+    def notices(self, batch: Batch) -> list[str]:
+        """What users should know of a run with batches of these shapes."""
+        del batch
+        return []
+
     def maintenance(self) -> Maintenance | None:
         """See `Maintenance`."""
         return None

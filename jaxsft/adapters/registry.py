@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
+from jaxsft.adapters import loramoe
 from jaxsft.adapters.full import Full
 from jaxsft.adapters.lora import LoRA
 from jaxsft.adapters.method import Method
@@ -19,6 +20,7 @@ METHODS: dict[str, Callable[[TrainConfig, Architecture, int], Method]] = {
     "none": lambda config, arch, steps: Full(arch, config.optimizer.freeze),
     "lora": lambda config, arch, steps: LoRA(config.adapter.lora, arch),
     "spp": lambda config, arch, steps: SPP(config.adapter.spp, arch),
+    "loramoe": lambda config, arch, steps: loramoe.make(config, arch),
 }
 
 

@@ -4,8 +4,8 @@ Every field has a type and a default that works; `jaxsft.validation` refuses wha
 their meaning (`max_length`, `packing`, `learning_rate`).
 """
 
-from jaxsft.config.adapter import AdapterConfig, LoRAConfig, SPPConfig
-from jaxsft.config.data import ClassesConfig, DataConfig, DCoTConfig, MixtureConfig, SourceConfig
+from jaxsft.config.adapter import AdapterConfig, LoRAConfig, LoRAMoEConfig, SPPConfig
+from jaxsft.config.data import ClassesConfig, DataConfig, DCoTConfig, MixtureConfig, SourceConfig, TypesConfig
 from jaxsft.config.evaluation import EvalConfig, EvaluateConfig, SuiteConfig, TaskConfig
 from jaxsft.config.jobs import DisperseConfig, MergeConfig, RecipeConfig, ScoreConfig, StageConfig
 from jaxsft.config.model import MeshConfig, ModelConfig, NewModelConfig
@@ -22,6 +22,7 @@ __all__ = [
     "EvalConfig",
     "EvaluateConfig",
     "LoRAConfig",
+    "LoRAMoEConfig",
     "LogConfig",
     "MergeConfig",
     "MeshConfig",
@@ -40,4 +41,5 @@ __all__ = [
     "SuiteConfig",
     "TaskConfig",
     "TrainConfig",
+    "TypesConfig",
 ]

@@ -40,11 +40,62 @@ class SPPConfig:
 
 
 @dataclasses.dataclass
+class LoRAMoEConfig:
+    """LoRAMoE: routed low-rank experts, balanced by a constraint (Dou et al. 2023, arXiv:2312.09979).
+
+    Attributes:
+      experts: N, of each targeted linear map, which has a router of its own.
+      rank: r of each expert.
+      alpha: the update is scaled by alpha / r.
+      dropout: on the experts' input, in training; the router sees all of it.
+      dropout_mode: "shared" drops the same numbers for all experts of a map; "per_expert" drops for each by itself, as
+        the authors' code does, and needs N products where the former needs one.
+      targets: logical-path patterns of the linear maps that get experts, see `jaxsft.models.layout.matches`; any but
+        the head.
+      delta: how far the experts of an example's type are to differ from the others, from 0 (all alike) to 1.
+      beta: coefficient of the constraint; 0 leaves it out.
+      form: what is made small of the weighted importances: their squared coefficient of variation ("cv_squared"), or
+        their variance over their mean ("var_over_mean", as the paper prints it; it grows with an example's length).
+      sign: "published" weighs the experts of an example's type by 1 + delta, which pushes them *down* on it; "attract"
+        by 1 - delta, which draws them to it.
+      tokens: whose routing counts: that of "valid" tokens, or of "all" positions, the padding behind the last example
+        of a row included, as in the authors' code (needs `config.data.packing` False).
+      by_length: divide an example's importances by its number of tokens.
+      scope: over what the variance is taken: the experts of each example ("per_example"), of all examples of each
+        `microbatch_rows` rows ("microbatch"), or of the whole batch ("global"). The latter two do not add up over
+        micro-batches, so they need `config.accumulate` 1.
+      microbatch_rows: rows that follow each other in the batch and stand for one device's share of it, whatever the
+        mesh; must divide `config.batch_size`.
+      expert_types: the type of each expert; () is 1 for the first half and 0 for the second. Examples have theirs by
+        `config.data.types`.
+      top_k: only so many experts of largest weight act on a token, their weights scaled to sum to 1; 0 is all. No part
+        of the method.
+    """
+
+    experts: int = 6
+    rank: int = 4
+    alpha: float = 32.0
+    dropout: float = 0.05
+    dropout_mode: str = "shared"
+    targets: tuple[str, ...] = ("layers.*.mlp.*_proj",)
+    delta: float = 0.1
+    beta: float = 0.1
+    form: str = "cv_squared"
+    sign: str = "published"
+    tokens: str = "valid"
+    by_length: bool = False
+    scope: str = "per_example"
+    microbatch_rows: int = 1
+    expert_types: tuple[int, ...] = ()
+    top_k: int = 0
+
+
+@dataclasses.dataclass
 class AdapterConfig:
     """What is trained.
 
     Attributes:
-      kind: "none" is full fine-tuning, "lora" and "spp" train adapters over a frozen base.
+      kind: "none" is full fine-tuning; "lora", "spp" and "loramoe" train adapters over a frozen base.
       start: what the adapter starts from: a folder in PEFT's format or of `--format=adapter`, local or a hub name, or
         the workdir of a run of the same kind; "" is a fresh adapter.
     """
@@ -53,3 +104,4 @@ class AdapterConfig:
     start: str = ""
     lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
     spp: SPPConfig = dataclasses.field(default_factory=SPPConfig)
+    loramoe: LoRAMoEConfig = dataclasses.field(default_factory=LoRAMoEConfig)

@@ -68,6 +68,21 @@ class MixtureConfig:
 
 
 @dataclasses.dataclass
+class TypesConfig:
+    """Types of examples, by which LoRAMoE balances its experts (see `jaxsft.adapters.balance`).
+
+    Attributes:
+      by: the tag of a record that decides, "task_type" or "source".
+      of: tag -> type, an integer that is not negative, such as {"closed_qa": 1}. Empty: no example has a type.
+      other: the type of all other examples; -1 leaves them untyped.
+    """
+
+    by: str = "task_type"
+    of: dict[str, int] = dataclasses.field(default_factory=dict)
+    other: int = -1
+
+
+@dataclasses.dataclass
 class DCoTConfig:
     """Several chains of thought in one response (see `jaxsft.data.dcot`); for the grouping "dcot".
 
@@ -112,6 +127,7 @@ class DataConfig:
         other prompts that its field `views` lists).
       attention_unit: what a token may look back on: its "example", its "group", or the whole "row".
       mixture: domains and their system prompts.
+      types: types of examples, for adapters that read them.
       dcot: how chains of thought become responses.
       max_examples_per_row: bound on E, the example slots of a packed row.
       cache_dir: folder of the token cache; "" is `~/.cache/jaxsft`.
@@ -140,6 +156,7 @@ class DataConfig:
     grouping: str = "example"
     attention_unit: str = "example"
     mixture: MixtureConfig = dataclasses.field(default_factory=MixtureConfig)
+    types: TypesConfig = dataclasses.field(default_factory=TypesConfig)
     dcot: DCoTConfig = dataclasses.field(default_factory=DCoTConfig)
     max_examples_per_row: int = 64
     cache_dir: str = ""

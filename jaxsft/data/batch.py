@@ -8,6 +8,7 @@ import numpy as np
 
 Array = jax.Array | np.ndarray
 DOMAIN = "domain/"  # what the names of domains begin with among the extras
+TYPE = "type"  # the extra with the types of examples
 
 
 @jax.tree_util.register_dataclass
@@ -31,7 +32,8 @@ class Batch:
       extras: what a recipe needs besides, name -> [B, T] or [B, E]; slot e - 1 belongs to example id e. Always holds
         `example_index` int32 [B, E], the index of the example in its data set, -1 in empty slots; where examples stand
         in groups of several, `member` int32 [B, E], the place of the example in its group, 0 being the first; where
-        the data has domains, `domain/NAME` int32 [B, E] for each, 1 for its examples and 0 for others.
+        the data has domains, `domain/NAME` int32 [B, E] for each, 1 for its examples and 0 for others;
+        where examples have types, `type` int32 [B, E], -1 for those that have none and in empty slots.
     """
 
     tokens: Array

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from jaxsft.config import DataConfig
-from jaxsft.data import classes, mixture, selection
-from jaxsft.data.batch import DOMAIN
+from jaxsft.data import classes, mixture, selection, types
+from jaxsft.data.batch import DOMAIN, TYPE
 from jaxsft.data.cache import TokenCache
 from jaxsft.data.grouping import GROUPINGS, longest
 from jaxsft.data.groups import Groups
@@ -60,6 +60,8 @@ class Dataset:
       sources, task_types: names that the extras `source` and `task_type` index.
       domain_ids: int32 [examples], index into `config.mixture.domains`; empty without domains. Batches then hold
         `domain/NAME` [B, E] for each: 1 for its examples, 0 for others.
+      type_ids: int32 [examples], their types by `config.types`, -1 for none, which batches then hold as `type` [B, E];
+        empty where examples have no types.
       ranking: float32 [examples], the scores that `config.scores` names, or None.
     """
 
@@ -102,6 +104,8 @@ class Dataset:
         order = [] if config.grouping == "example" else [config.grouping, config.attention_unit]
         if config.grouping == "domain":
             order += [config.mixture.by, config.mixture.domains]
+        if types.given(config.types):
+            order += ["types", config.types.by, sorted(config.types.of.items()), config.types.other]
         self.ranking = selection.read_ranking(config, self.examples_fingerprint, len(self))
         if self.ranking is not None:
             order += ["ranked", selection.digest(self.ranking), config.keep]
@@ -121,6 +125,8 @@ class Dataset:
             whole, self._first = self._first, selection.best(self.ranking, self._first, config.keep)
             self.report.notices[f"left out by their {config.score}"] = int(np.sum(whole & ~self._first))
         self.domain_ids = mixture.domain_ids(self) if config.mixture.domains else np.zeros(0, np.int32)
+        self.type_ids = types.type_ids(self)
+        self.report.types = types.counts(self.type_ids)
         self.report.notices.update(GROUPINGS[config.grouping].notices(self, self._members(0)))
 
     def __len__(self) -> int:
@@ -169,6 +175,8 @@ class Dataset:
             extras["task_type"] = int(self.task_type_ids[i])
         for k, name in enumerate(self.config.mixture.domains):
             extras[f"{DOMAIN}{name}"] = int(self.domain_ids[i] == k)
+        if len(self.type_ids):
+            extras[TYPE] = int(self.type_ids[i])
         return extras | {name: values[i] for name, values in self._scores.items()}
 
     def score(self, name: str, values: Any) -> None:

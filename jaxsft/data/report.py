@@ -27,6 +27,7 @@ class Report:
       task_types: name -> examples.
       notices: what looks like a mistake but may be meant -> examples.
       class_weights: class -> loss weight of its tokens, where classes differ.
+      types: type, or "untyped" -> examples, where examples have types.
     """
 
     records: int
@@ -39,6 +40,7 @@ class Report:
     task_types: dict[str, int]
     notices: dict[str, int]
     class_weights: dict[str, float] = dataclasses.field(default_factory=dict)
+    types: dict[str, int] = dataclasses.field(default_factory=dict)
 
     def __str__(self) -> str:
         dropped = ", ".join(f"{count} {reason}" for reason, count in self.dropped.items()) or "none"
@@ -52,6 +54,8 @@ class Report:
             lines.append("task types: " + ", ".join(f"{name or '(none)'} {n}" for name, n in self.task_types.items()))
         if self.class_weights:
             lines.append("class weights: " + ", ".join(f"{name} {w:.4g}" for name, w in self.class_weights.items()))
+        if self.types:
+            lines.append("types: " + ", ".join(f"{kind} {count}" for kind, count in self.types.items()))
         return "\n".join(lines + [f"note: {count} {what}" for what, count in self.notices.items()])
 
 

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxsft.config import TrainConfig
-from jaxsft.data.batch import DOMAIN, Batch
+from jaxsft.data import types
+from jaxsft.data.batch import DOMAIN, TYPE, Batch
 from jaxsft.data.grouping import examples_of_group
 from jaxsft.errors import UserError
 from jaxsft.models.checkpoint import resolve
@@ -89,6 +90,7 @@ def _batch(config: TrainConfig, references: int) -> Batch:
     slot = batch.extras["example_index"]
     integers = [f"{DOMAIN}{name}" for name in data.mixture.domains]
     integers += ["member"] if data.grouping != "example" else []
+    integers += [TYPE] if types.given(data.types) else []
     floats = [f"{PREFIX}{k}" for k in range(references)]
     more = dict.fromkeys(integers, slot) | dict.fromkeys(floats, jax.ShapeDtypeStruct(slot.shape, jnp.float32))
     return dataclasses.replace(batch, extras=batch.extras | more)

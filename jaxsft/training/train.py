@@ -20,7 +20,7 @@ from etils import epath
 from tqdm import tqdm
 
 from jaxsft.adapters.method import Maintenance
-from jaxsft.config import DataConfig, MixtureConfig, TrainConfig
+from jaxsft.config import DataConfig, MixtureConfig, TrainConfig, TypesConfig
 from jaxsft.data.classes import for_held_out, inference_condition
 from jaxsft.data.dataset import Dataset, prepare
 from jaxsft.data.loader import Loader
@@ -135,6 +135,8 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
         )
 
     program = build(config, arch, mesh, steps, loader.shapes())
+    for notice in program.method.notices(loader.shapes()):
+        _say(f"note: {notice}")
     tasks = _prepare_tasks(config, program, tokenizer, path, references)
     fingerprints |= {f"{task.name}_data": task.fingerprint for task in tasks}
     folder.record(type(config).__name__, to_dict(config), fingerprints)  # now that nothing is left to refuse
@@ -174,6 +176,7 @@ def held_out_data(config: TrainConfig) -> DataConfig:
         grouping="dcot" if config.data.grouping == "dcot" else "example",  # records of a form of its own
         attention_unit="example",
         mixture=MixtureConfig(),
+        types=TypesConfig(),
         scores="",
         keep=1.0,
         parts="",
