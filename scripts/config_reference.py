@@ -131,7 +131,7 @@ def limits(kind: type, name: str) -> list[str]:
         found.append(">= 0")
     if name in validation.BELOW_ONE:
         found.append("< 1")
-    if name in validation.AT_MOST_ONE:
+    if {name, f"{kind.__name__}.{name}"} & validation.AT_MOST_ONE:
         found.append("<= 1")
     return found
 
