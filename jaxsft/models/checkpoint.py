@@ -1,8 +1,8 @@
 """Hugging Face checkpoints in and out: `config.json` and safetensors, never anything that can run code.
 
 Loading allocates the stacked arrays in their target sharding and writes every tensor of the files into its row, in
-pieces, by donated updates. Each process reads only what its devices hold, and memory above the final
-one is a piece or two.
+pieces, by donated updates (`jaxsft.models.filling`), quantised on the way if asked. Each process reads only what its
+devices hold, and memory above the final one is a piece or two.
 """
 
 import functools
@@ -25,6 +25,7 @@ from jaxsft.files import check_new_folder, new_folder
 from jaxsft.models import layout, tensorfiles, weights
 from jaxsft.models.architecture import Architecture
 from jaxsft.models.decoder import Decoder, Params
+from jaxsft.models.filling import fill
 from jaxsft.models.quantized import quantize_params
 from jaxsft.models.tensorfiles import TensorFile
 from jaxsft.sharding import AXES, tree_shardings
@@ -32,7 +33,6 @@ from jaxsft.validation import did_you_mean
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-PIECE_BYTES = 1 << 25  # what is read, transferred and written into place at once, per device
 SAMPLES, SAMPLE_BYTES = 1024, 4096  # of a weight file, for its fingerprint: files up to 4 MiB are read whole
 # What an export takes over from the folder it came from.
 COMPANIONS = (
@@ -135,7 +135,8 @@ def load_params(
     files = _open_files(folder)
     wanted = weights.tensors(decoder)
     _check_tensors(decoder.arch, folder, files, wanted)
-    shapes = decoder.abstract_params(param_dtype or jnp.float32)
+    plain = decoder.abstract_params(param_dtype or jnp.float32)
+    shapes = jax.eval_shape(lambda params: quantize_params(params, quantization, double_quantization), plain)
     place = (
         jax.make_mesh((1, 1, 1), AXES, (AxisType.Auto,) * 3, devices=jax.local_devices()[:1]) if mesh is None else mesh
     )
@@ -145,12 +146,8 @@ def load_params(
     del zeros  # or its arrays could not be donated
     for tensor in wanted:
         target, row = layout.locate(decoder.arch, tensor.logical)
-        arrays[target] = _fill(arrays[target], row, tensor, files[tensor.name])
+        arrays[target] = fill(arrays[target], row, tensor, files[tensor.name])
     params = layout.map_leaves(lambda path, _: arrays[path], shapes)
-    if quantization != "none":
-        convert = lambda params: quantize_params(params, quantization, double_quantization)
-        targets = tree_shardings(decoder.logical_axes(), jax.eval_shape(convert, shapes), place)
-        params = jax.jit(convert, out_shardings=targets, donate_argnums=0)(params)
     return jax.device_put(params, SingleDeviceSharding(place.devices.item())) if mesh is None else params
 
 
@@ -303,53 +300,6 @@ def _equal(one: tuple[TensorFile, str], other: tuple[TensorFile, str] | None) ->
     rows = one[0].entries[one[1]].shape[0]
     parts = [(slice(start, start + 4096),) for start in range(0, rows, 4096)]
     return all(np.array_equal(one[0].read(one[1], part), other[0].read(other[1], part)) for part in parts)
-
-
-def _fill(array: jax.Array, row: int | None, tensor: weights.Tensor, source: tuple[TensorFile, str]) -> jax.Array:
-    """Writes a tensor into its row of the stacked array, or all over an unstacked one, piece by piece.
-
-    All devices write the same stretch of their own shards at once, so that the update needs no communication.
-    """
-    file, key = source
-    sharding, stacked = array.sharding, row is not None
-    local = sharding.shard_shape(array.shape)[stacked:]
-    spec = (tuple(sharding.spec) + (None,) * array.ndim)[stacked : array.ndim]
-    if tensor.transposed:
-        local, spec = local[::-1], spec[::-1]
-    width = np.dtype(array.dtype).itemsize * int(np.prod(local[1:], dtype=np.int64))
-    step = min(max(PIECE_BYTES // width, 1), local[0])
-    place = NamedSharding(sharding.mesh, PartitionSpec(*spec))
-    corners = place.addressable_devices_indices_map(tensor.shape)
-    update = _updater(sharding, place, tensor.transposed, stacked)
-    for start in range(0, local[0], step):
-        stop = min(start + step, local[0])
-        read: dict[tuple[int, ...], np.ndarray] = {}  # devices may hold the same part
-        parts = []
-        for device, corner in corners.items():
-            begin = tuple(s.start or 0 for s in corner)
-            if begin not in read:
-                rest = [slice(b, b + n) for b, n in zip(begin[1:], local[1:])]
-                read[begin] = file.read(key, (slice(begin[0] + start, begin[0] + stop), *rest))
-            parts.append(jax.device_put(read[begin], device))
-        whole = (tensor.shape[0] // local[0] * (stop - start), *tensor.shape[1:])
-        piece = jax.make_array_from_single_device_arrays(whole, place, parts)
-        array = jax.block_until_ready(update(array, piece, np.int32(row or 0), np.int32(start)))
-    return array
-
-
-@functools.cache
-def _updater(target: NamedSharding, place: NamedSharding, transposed: bool, stacked: bool):
-    def local(array, piece, row, start):
-        piece = piece.T if transposed else piece
-        corner = [0] * piece.ndim
-        corner[-1 if transposed else 0] = start
-        if stacked:
-            piece, corner = piece[None], [row, *corner]
-        return jax.lax.dynamic_update_slice(array, piece.astype(array.dtype), corner)
-
-    none = PartitionSpec()
-    specs = {"in_specs": (target.spec, place.spec, none, none), "out_specs": target.spec}
-    return jax.jit(jax.shard_map(local, mesh=target.mesh, **specs, check_vma=False), donate_argnums=0)
 
 
 def _fetch(leaf: Any, row: int | None, transposed: bool, dtype: np.dtype) -> np.ndarray:

@@ -83,6 +83,11 @@ class QuantizedKernel:
         """Of `KINDS`."""
         return "nf4" if self.codes.dtype == jnp.uint8 else "int8"
 
+    @property
+    def block_size(self) -> int:
+        """Weights of a block."""
+        return self.codes.shape[-2] * (2 if self.kind == "nf4" else 1)
+
     def dequantize(self, dtype: Any) -> jax.Array:
         """The plain kernel [..., in, out]; multiplied in at least float32 and rounded once to `dtype` (None: its own).
 
@@ -136,19 +141,20 @@ def quantize(kernel: jax.Array, kind: str, double: bool, dtype: Any = None) -> Q
       double: whether the scales are quantised too.
       dtype: of the plain kernel that the result stands for; default that of `kernel`.
     """
-    codes, scales = quantize_blocks(kernel, kind)
+    *lead, rows, columns = kernel.shape
+    blocks, size = block_sizes(rows)
+    padded = jnp.pad(kernel, [(0, 0)] * len(lead) + [(0, blocks * size - rows), (0, 0)])
+    codes, scales = encode(padded.reshape(*lead, blocks, size, columns), kind)
     groups = mean = None
     if double:
         scales, groups, mean = quantize_scales(scales)
     return QuantizedKernel(codes, scales, groups, mean, kernel.shape[-2], jnp.dtype(dtype or kernel.dtype))
 
 
-def quantize_blocks(kernel: jax.Array, kind: str) -> tuple[jax.Array, jax.Array]:
-    """Codes, and the blocks' scales in float32; see `QuantizedKernel`."""
-    *lead, rows, columns = kernel.shape
-    blocks, size = block_sizes(rows)
-    padding = [(0, 0)] * len(lead) + [(0, blocks * size - rows), (0, 0)]
-    weights = jnp.pad(kernel.astype(jnp.float32), padding).reshape(*lead, blocks, size, columns)
+def encode(weights: jax.Array, kind: str) -> tuple[jax.Array, jax.Array]:
+    """Codes of blocks [..., blocks, size, out] as `QuantizedKernel` has them, and float32 scales [..., blocks, out]."""
+    weights = weights.astype(jnp.float32)
+    size = weights.shape[-2]
     scales = jnp.max(jnp.abs(weights), axis=-2)
     share = weights / jnp.where(scales > 0, scales, 1)[..., None, :]
     if kind == "int8":

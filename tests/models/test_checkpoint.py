@@ -16,7 +16,7 @@ import safetensors.numpy
 
 from jaxsft.config import MeshConfig
 from jaxsft.errors import UserError
-from jaxsft.models import checkpoint, tensorfiles
+from jaxsft.models import checkpoint, filling, tensorfiles
 from jaxsft.models.checkpoint import fingerprint, load_architecture, load_params, resolve, save_hf
 from jaxsft.models.decoder import Decoder
 from jaxsft.sharding import make_mesh, tree_shardings
@@ -99,7 +99,7 @@ def test_several_files_and_an_index(tmp_path):
 
 @pytest.mark.parametrize("sizes", [(1, 4, 2), (2, 2, 2)])
 def test_sharded_loading_and_export(sizes, tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "PIECE_BYTES", 1000)  # several pieces, the last one ragged
+    monkeypatch.setattr(filling, "PIECE_BYTES", 1000)  # several pieces, the last one ragged
     decoder, params = load(GOLDEN / "gemma3")
     mesh = make_mesh(MeshConfig(*sizes))
     sharded = load_params(GOLDEN / "gemma3", decoder, mesh, jnp.float32)
@@ -259,15 +259,15 @@ def test_fingerprints_tell_weights_apart(tmp_path):
 
 MEASURE = """
 import sys, threading, jax, numpy as np
-from jaxsft.models import checkpoint
+from jaxsft.models import checkpoint, filling
 from jaxsft.models.decoder import Decoder
 
 def held():
     return int(next(l for l in open("/proc/self/status") if l.startswith("RssAnon")).split()[1]) << 10
 
-checkpoint.PIECE_BYTES = 1 << 20
+filling.PIECE_BYTES = 1 << 20
 decoder = Decoder(checkpoint.load_architecture(sys.argv[1]))
-load = lambda: checkpoint.load_params(sys.argv[1], decoder)
+load = lambda: checkpoint.load_params(sys.argv[1], decoder, quantization=sys.argv[2])
 params = load()  # compiles
 del params
 peak, done = 0, threading.Event()
@@ -289,7 +289,9 @@ print(before, peak, held(), size)
 """
 
 
-def test_loading_needs_little_more_than_the_model(tmp_path):
+@pytest.mark.parametrize("quantization", ["none", "nf4"])
+def test_loading_needs_little_more_than_the_model(tmp_path, quantization):
+    """Quantised, that is less than a third of what the plain model takes."""
     if not Path("/proc/self/status").exists():
         pytest.skip("memory is read from /proc")
     sizes = {"vocab_size": 16384, "hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 6}
@@ -300,11 +302,16 @@ def test_loading_needs_little_more_than_the_model(tmp_path):
     tensorfiles.write(tmp_path / "model.safetensors", entries, lambda name: np.ones(entries[name][1], np.float32))
     environment = {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", "PATH": ""}
     out = subprocess.run(
-        [sys.executable, "-c", MEASURE, tmp_path], env=environment, capture_output=True, text=True, check=False
+        [sys.executable, "-c", MEASURE, tmp_path, quantization],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert out.returncode == 0, out.stderr
     before, peak, after, size = map(int, out.stdout.split())
     largest = 4 * 512 * 4096
     assert after - before > 0.9 * size  # what is measured is what it is meant to be
     assert peak - after < 2 * largest
-    assert size > 20 * largest
+    plain = 4 * sum(tensor.size for tensor in checkpoint.weights.tensors(decoder))
+    assert size > 20 * largest if quantization == "none" else peak - before < plain / 3
