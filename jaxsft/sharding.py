@@ -34,14 +34,16 @@ RULES: dict[str, tuple[str, ...]] = {
     "vocab": ("tensor",),
     "rank": (),  # the inner axis of low-rank adapters
     "norm": (),  # scales and other small vectors
+    "tuned": ("fsdp", "tensor"),  # single weights of a matrix, in a list
 }
 # A quantised kernel's blocks are split like the side of the kernel that they cut up, where they divide; where not, its
 # columns are split over those mesh axes too.
 SIDES = ("embed", "heads", "kv_heads", "mlp")
 RULES |= {f"{side}_blocks": RULES[side] for side in SIDES}
 RULES |= {f"{side}_columns": tuple(dict.fromkeys((*RULES[side], "tensor", "fsdp"))) for side in SIDES}
-# Split as far as it divides, whole where not: vocabularies are odd numbers after tokens were added.
-SOFT = ("vocab", *(f"{side}_{part}" for side in SIDES for part in ("blocks", "columns")))
+# Split as far as it divides, whole where not: vocabularies are odd numbers after tokens were added,
+# and lists of single weights may be short.
+SOFT = ("vocab", "tuned", *(f"{side}_{part}" for side in SIDES for part in ("blocks", "columns")))
 FREE = "free"  # for `constrain`: the partitioner chooses
 
 

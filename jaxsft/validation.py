@@ -44,6 +44,9 @@ CHOICES = {
     "schedule": ("cosine", "linear", "constant", "wsd"),
     "task": ("perplexity", "multiple_choice", "generation", "deviation"),
     "normalize": ("none", "tokens", "bytes"),
+    "variant": ("ag", "ma"),
+    "policy": ("linear", "cosine"),
+    "SpIELConfig.dtype": ("float32", "bfloat16"),
     "OptimizerConfig.name": ("adamw", "adafactor", "lion", "sm3", "muon"),
 }
 POSITIVE = {
@@ -52,6 +55,7 @@ POSITIVE = {
     "keep_latest", "LogConfig.every", "draws", "mix_alpha", "keep", "scale",
     "init_std", "embed_std",
     "experts", "microbatch_rows",
+    "reselect_every", "phase", "rate",
 }  # fmt: skip
 NOT_NEGATIVE = {
     "SourceConfig.weight", "max_dropped", "dropout", "z_loss", "label_smoothing", "final_ratio", "weight_decay",
@@ -60,8 +64,9 @@ NOT_NEGATIVE = {
     "snapshots", "DisperseConfig.parts",
     "n_post_layers", "post_ln_alpha",
     "neftune_alpha", "kl_to_base", "l2_to_start", "ewc", "l1", "LoRAMoEConfig.delta", "top_k",
+    "SpIELConfig.weights", "density", "lora_rank",
 }  # fmt: skip
-AT_MOST_ONE = {"keep", "post_ln_alpha", "LoRAMoEConfig.delta"}
+AT_MOST_ONE = {"keep", "post_ln_alpha", "LoRAMoEConfig.delta", "density", "rate"}
 BELOW_ONE = {"dropout", "label_smoothing", "ema", "b1"}
 SPLITS = ("train", "eval")  # what the lines of `metrics.jsonl` are of besides tasks
 

@@ -20,6 +20,7 @@ from jaxsft.config import (
     ObjectiveConfig,
     OptimizerConfig,
     RegularizersConfig,
+    SpIELConfig,
     SPPConfig,
     TrainConfig,
 )
@@ -28,6 +29,7 @@ from jaxsft.sharding import make_mesh
 from jaxsft.training.optimizer import Optimizer
 from jaxsft.training.program import build
 from jaxsft.training.step import BoundModel, make_step
+from jaxsft.training.train import _jit_maintenance
 from tests.tiny import llama, make_batch, packed_rows, random_examples
 
 ROWS, LENGTH, SLOTS = 8, 64, 12
@@ -87,6 +89,14 @@ def _loramoe(config: TrainConfig | None = None, **changes: object) -> TrainConfi
     return config
 
 
+def _spiel(variant: str = "ag", **changes: object) -> TrainConfig:
+    config = _config()
+    config.adapter.kind = "spiel"
+    config.adapter.spiel = SpIELConfig(variant=variant, lora_rank=4, **changes)
+    config.optimizer.name = {"ag": "adamw", "ma": "sm3"}[variant]
+    return config
+
+
 def unlikely(tokens: np.ndarray) -> float:
     """A reference's log-probability that is some nats from the model's."""
     return -4.0 * len(tokens) + (int(tokens.sum()) % 7 - 3)
@@ -127,6 +137,9 @@ CASES = [
     Case("lora-some-layers", _lora(targets=("layers.1.attn.*_proj", "layers.*.mlp.down_proj", "head"))),
     Case("spp", _spp()),
     Case("spp-some-layers", _spp(targets=("layers.1.attn.*_proj", "layers.*.mlp.down_proj", "head"))),
+    Case("spiel", _spiel()),
+    Case("spiel-selections", _spiel(reselect_every=4, phase=2, targets=("layers.1.attn.*_proj", "layers.*.mlp"))),
+    Case("spiel-ma", _spiel("ma", reselect_every=4, phase=2)),
     Case("minor-sft", _config(objective=MINOR), extras={"reference_0": unlikely}),
     Case("minor-sft-lora-online", dataclasses.replace(_lora(), objective=MINOR)),
     Case("mrpo", _config(objective=MRPO), group=2, extras=REFERENCES),
@@ -271,10 +284,13 @@ def single_device_losses():
 def ten_steps(case: Case, mesh):
     program, state, frozen = start(case, mesh, batch_of(case))
     losses = []
+    maintenance = _jit_maintenance(program)
     with jax.set_mesh(mesh):
         for i in range(10):
             batch = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), batch_of(case, i), program.batch)
-            state, metrics = program.step(state, frozen, batch)
+            state, metrics = program.step_at(i + 1)(state, frozen, batch)
+            if maintenance and maintenance.due(i + 1):
+                state, _ = maintenance.apply(state, frozen.method)
             losses.append(float(metrics["loss"]))
     return losses, program, state, frozen
 
@@ -285,7 +301,8 @@ def test_sharding_does_not_change_the_losses(case, mesh, single_device_losses):
     losses, program, state, frozen = ten_steps(case, mesh)
     np.testing.assert_allclose(losses, single_device_losses(case), rtol=1e-5)
     assert losses[-1] != losses[0]
-    assert program.step._cache_size() == 1, "the step was compiled more than once"
+    for kind in {program.method.stage(step) for step in range(1, 11)}:
+        assert program.steps(kind)._cache_size() == 1, "a step was compiled more than once"
     for path, leaf in jax.tree_util.tree_leaves_with_path((state, frozen)):
         if leaf.size >= 32 * 32:
             assert leaf.sharding.spec != PartitionSpec(), f"{path} {leaf.shape} is replicated"

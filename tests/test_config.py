@@ -13,6 +13,9 @@ import pytest
 
 from jaxsft.adapters.loramoe import LoRAMoE
 from jaxsft.adapters.method import Parts
+from jaxsft.adapters.registry import make_method
+from jaxsft.adapters.spiel.method import OPTIMIZERS
+from jaxsft.adapters.spiel.schedule import Clock
 from jaxsft.config import (
     AdapterConfig,
     ClassesConfig,
@@ -30,6 +33,7 @@ from jaxsft.config import (
     RegularizersConfig,
     ScoreConfig,
     SourceConfig,
+    SpIELConfig,
     StageConfig,
     SuiteConfig,
     TaskConfig,
@@ -360,6 +364,23 @@ def _type_of(choice, tmp_path):
     return tuple(type_ids(types.SimpleNamespace(config=config, **names)).tolist())
 
 
+def _spiel(**settings):
+    return make_method(TrainConfig(adapter=AdapterConfig("spiel", spiel=SpIELConfig(**settings))), llama(), 9)
+
+
+def _variant(choice, tmp_path):
+    """The optimizer of a variant, by what its state holds."""
+    method = _spiel(variant=choice)
+    parts = jax.eval_shape(lambda base: method.split(base, jax.random.key(0)), Decoder(llama()).abstract_params())
+    direction = method.direction(OptimizerConfig(OPTIMIZERS[choice]))
+    return jax.eval_shape(direction.init, parts.params)._fields
+
+
+def _deltas(choice, tmp_path):
+    kernel = jax.ShapeDtypeStruct((3, 32, 48), jnp.float32)
+    return str(jax.eval_shape(_spiel(dtype=choice).fresh, kernel, jax.random.key(0))["delta"].dtype)
+
+
 READERS = {
     "truncation": (_truncation, {"right": 4, "drop": 3, "error": True}),
     "supervise": (_supervise, None),
@@ -395,6 +416,9 @@ READERS = {
     "task": (lambda choice, _: HEADLINES[choice], None),
     "normalize": (_grade, {"none": 1, "tokens": 2, "bytes": 0}),
     "OptimizerConfig.name": (_optimizer, None),
+    "variant": (_variant, {"ag": ("age", "mu", "nu"), "ma": ("rows", "columns")}),
+    "policy": (lambda choice, _: Clock(20, 5, 0.2, choice, 60).proportion(5), None),
+    "SpIELConfig.dtype": (_deltas, {"float32": "float32", "bfloat16": "bfloat16"}),
 }
 
 

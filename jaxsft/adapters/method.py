@@ -9,7 +9,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
+import optax
 
+from jaxsft.config import OptimizerConfig
 from jaxsft.data.batch import Batch
 from jaxsft.objectives.terms import Term
 
@@ -39,11 +41,12 @@ class Maintenance(NamedTuple):
 
     Attributes:
       due: steps done -> whether to run now.
-      apply: pure function (train state, frozen) -> train state, jitted by the caller with the state donated.
+      apply: pure function (train state, frozen) -> (train state, figures of what was done: name -> scalar), jitted by
+        the caller with the state donated. The figures are written to the run's metrics.
     """
 
     due: Callable[[int], bool]
-    apply: Callable[[Any, Tree], Any]
+    apply: Callable[[Any, Tree], tuple[Any, dict[str, jax.Array]]]
 
 
 class Method(Protocol):
@@ -70,6 +73,8 @@ class Base:
     """Defaults: a frozen base, no probes, no terms, no maintenance."""
 
     trains_base: bool = False  # whether the base's own weights are trained, and so wanted in float32
+    decays_after: bool = False  # whether weight decay acts on the parameters as the optimizer has moved them
+    observes_each: bool = False  # whether `observe` sees the gradients of each micro-batch, and not their sum
 
     @property
     def patterns(self) -> tuple[str, tuple[str, ...]]:
@@ -82,9 +87,25 @@ class Base:
         return {}
 
     def observe(self, parts: Parts, probe_gradients: Tree) -> Tree:
-        """The next `aux`, given the (accumulated) gradients at the probes."""
+        """The next `aux`, given the gradients at the probes; see `observes_each`."""
         del probe_gradients
         return parts.aux
+
+    def stage(self, step: int) -> str:
+        """Which kind of step number `step` (from 1) is, by a host clock; each kind is a compiled step of its own."""
+        del step
+        return ""
+
+    def staged(self, stage: str) -> Method:
+        """The method as steps of that kind run it; the arrays are the same."""
+        del stage
+        return self
+
+    def direction(self, config: OptimizerConfig) -> optax.GradientTransformation | None:
+        """An optimizer of the method's own in the place of `config.name`: gradients -> ascent directions, without
+        learning rate, clipping and weight decay. Its `update` may take the argument `aux`. None is the config's."""
+        del config
+        return None
 
     def denominators(self, batch: Batch) -> dict[str, jax.Array]:
         """Denominators of `terms`, from arrays of the whole global batch alone."""

@@ -7,6 +7,7 @@ from jaxsft.adapters import loramoe
 from jaxsft.adapters.full import Full
 from jaxsft.adapters.lora import LoRA
 from jaxsft.adapters.method import Method
+from jaxsft.adapters.spiel.method import make_spiel
 from jaxsft.adapters.spp import SPP
 from jaxsft.config import AdapterConfig, TrainConfig
 from jaxsft.errors import UserError
@@ -21,6 +22,7 @@ METHODS: dict[str, Callable[[TrainConfig, Architecture, int], Method]] = {
     "lora": lambda config, arch, steps: LoRA(config.adapter.lora, arch),
     "spp": lambda config, arch, steps: SPP(config.adapter.spp, arch),
     "loramoe": lambda config, arch, steps: loramoe.make(config, arch),
+    "spiel": make_spiel,
 }
 
 

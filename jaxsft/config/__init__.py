@@ -4,7 +4,7 @@ Every field has a type and a default that works; `jaxsft.validation` refuses wha
 their meaning (`max_length`, `packing`, `learning_rate`).
 """
 
-from jaxsft.config.adapter import AdapterConfig, LoRAConfig, LoRAMoEConfig, SPPConfig
+from jaxsft.config.adapter import AdapterConfig, LoRAConfig, LoRAMoEConfig, SpIELConfig, SPPConfig
 from jaxsft.config.data import ClassesConfig, DataConfig, DCoTConfig, MixtureConfig, SourceConfig, TypesConfig
 from jaxsft.config.evaluation import EvalConfig, EvaluateConfig, SuiteConfig, TaskConfig
 from jaxsft.config.jobs import DisperseConfig, MergeConfig, RecipeConfig, ScoreConfig, StageConfig
@@ -37,6 +37,7 @@ __all__ = [
     "SPPConfig",
     "ScoreConfig",
     "SourceConfig",
+    "SpIELConfig",
     "StageConfig",
     "SuiteConfig",
     "TaskConfig",

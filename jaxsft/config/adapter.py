@@ -91,11 +91,45 @@ class LoRAMoEConfig:
 
 
 @dataclasses.dataclass
+class SpIELConfig:
+    """Sparse fine-tuning that changes its support (Ansell et al. 2024, arXiv:2401.16405).
+
+    Attributes:
+      variant: "ag" grows weights by their accumulated gradients (with the optimizer "adamw"), "ma" by the momenta that
+        SM3 estimates for them (with "sm3").
+      weights: how many are tuned in all targeted maps together, shared out by the maps' sizes. Where it is 0, `density`
+        or `lora_rank` says so, and where all are 0, a density of 0.01.
+      density: how many, as a share of all parameters of the model.
+      lora_rank: how many, as those that LoRA of this rank trains on the same targets.
+      reselect_every: R, steps between two changes of the support.
+      phase: gamma, steps before a change over which the candidates' gradients are accumulated.
+      rate: xi, the share of the support that may be replaced, before it falls with the steps.
+      policy: how it falls: "linear" (the first change may replace all) or "cosine".
+      dtype: of the deltas, "float32" or "bfloat16".
+      parity: whether the authors' code is followed in all its ways, see docs/methods/spiel.md.
+      targets: logical-path patterns of the linear maps in layers whose weights are tuned.
+    """
+
+    variant: str = "ag"
+    weights: int = 0
+    density: float = 0.0
+    lora_rank: int = 0
+    reselect_every: int = 20
+    phase: int = 5
+    rate: float = 0.2
+    policy: str = "linear"
+    dtype: str = "float32"
+    parity: bool = False
+    targets: tuple[str, ...] = ("layers.*.attn.*_proj", "layers.*.mlp.*_proj")
+
+
+@dataclasses.dataclass
 class AdapterConfig:
     """What is trained.
 
     Attributes:
-      kind: "none" is full fine-tuning; "lora", "spp" and "loramoe" train adapters over a frozen base.
+      kind: "none" is full fine-tuning; "lora", "spp" and "loramoe" train adapters over a frozen base, "spiel"
+        single weights of it.
       start: what the adapter starts from: a folder in PEFT's format or of `--format=adapter`, local or a hub name, or
         the workdir of a run of the same kind; "" is a fresh adapter.
     """
@@ -105,3 +139,4 @@ class AdapterConfig:
     lora: LoRAConfig = dataclasses.field(default_factory=LoRAConfig)
     spp: SPPConfig = dataclasses.field(default_factory=SPPConfig)
     loramoe: LoRAMoEConfig = dataclasses.field(default_factory=LoRAMoEConfig)
+    spiel: SpIELConfig = dataclasses.field(default_factory=SpIELConfig)

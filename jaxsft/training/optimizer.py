@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxsft.adapters.method import Base, Method
 from jaxsft.config import OptimizerConfig
 from jaxsft.models import layout
 from jaxsft.models.architecture import Architecture
@@ -30,7 +31,13 @@ class Optimizer:
     ema: float = 0.0
 
 
-def make_optimizer(config: OptimizerConfig, steps: int, arch: Architecture, params: Tree) -> Optimizer:
+def make_optimizer(
+    config: OptimizerConfig,
+    steps: int,
+    arch: Architecture,
+    params: Tree,
+    method: Method = Base(),  # noqa: B008 (stateless)
+) -> Optimizer:
     """The optimizer of a run of `steps` steps.
 
     Args:
@@ -38,13 +45,17 @@ def make_optimizer(config: OptimizerConfig, steps: int, arch: Architecture, para
       steps: length of the run, for the schedule.
       arch: the model, for `no_decay` patterns.
       params: trained parameters, or their shapes.
+      method: may bring a direction of its own, and says what weight decay acts on.
+
+    Returns:
+      Its transformation's `update` takes the arguments `learning_rate` and `aux` (the method's) where it reads them.
     """
     kernel = per_layer if config.name in LAYERWISE else lambda tx, _: tx
-    parts = [kernel(DIRECTIONS[config.name](config, params), params)]
+    parts = [method.direction(config) or kernel(DIRECTIONS[config.name](config, params), params)]
     if config.max_grad_norm:
         parts.insert(0, optax.clip_by_global_norm(config.max_grad_norm))
     if config.weight_decay:
-        parts.append(_weight_decay(config, arch, params))
+        parts.append(_weight_decay(config, arch, params, method.decays_after))
     return Optimizer(optax.chain(*parts), make_schedule(config, steps), config.ema)
 
 
@@ -100,8 +111,13 @@ def per_layer(tx: optax.GradientTransformation, params: Tree) -> optax.GradientT
     return optax.partition({name: tx if name == "whole" else stacked for name in names}, labels)
 
 
-def _weight_decay(config: OptimizerConfig, arch: Architecture, params: Tree) -> optax.GradientTransformation:
-    """Adds decay * p to the direction of every parameter that `no_decay` does not name."""
+def _weight_decay(
+    config: OptimizerConfig, arch: Architecture, params: Tree, after: bool
+) -> optax.GradientTransformationExtraArgs:
+    """Adds decay * p to the direction of every parameter that `no_decay` does not name.
+
+    With `after`, p is what the direction d has made of it: p - rate * d.
+    """
 
     def mask(path: tuple[str, ...], leaf: Any) -> jax.Array:
         skipped = layout.rows(arch, path, config.no_decay)
@@ -113,7 +129,8 @@ def _weight_decay(config: OptimizerConfig, arch: Architecture, params: Tree) -> 
 
     masks = layout.map_leaves(mask, params)
 
-    def update(directions: Tree, state: optax.EmptyState, params: Tree | None = None):
-        return jax.tree.map(lambda d, p, m: d + config.weight_decay * m * p, directions, params, masks), state
+    def update(directions: Tree, state: optax.EmptyState, params: Tree, learning_rate: Any = 0.0, **_: Any):
+        moved = jax.tree.map(lambda p, d: p - learning_rate * d, params, directions) if after else params
+        return jax.tree.map(lambda d, p, m: d + config.weight_decay * m * p, directions, moved, masks), state
 
-    return optax.GradientTransformation(lambda _: optax.EmptyState(), update)
+    return optax.GradientTransformationExtraArgs(lambda _: optax.EmptyState(), update)

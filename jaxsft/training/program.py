@@ -5,6 +5,8 @@ same code serves training and planning for absent TPUs.
 """
 
 import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -44,7 +46,7 @@ class Program:
       state: TrainState, likewise.
       frozen: likewise, what is not trained; its `start` and `fisher` are None where no term of the loss asks.
       batch: likewise, a Batch.
-      step: the step as a jitted function, state donated.
+      steps: a kind of step (`Method.stage`) -> it as a jitted function, state donated; always the same one.
     """
 
     config: TrainConfig
@@ -56,17 +58,26 @@ class Program:
     state: TrainState
     frozen: Frozen
     batch: Batch
-    step: Step
+    steps: Callable[[str], Step]
+
+    @property
+    def step(self) -> Step:
+        """The step, of methods that have but one kind; else the one that comes when nothing is due."""
+        return self.steps("")
+
+    def step_at(self, number: int) -> Step:
+        """The step number `number`, from 1."""
+        return self.steps(self.method.stage(number))
 
     @property
     def base_dtype(self) -> Any:
         """The dtype in which the base is loaded: float32 where it is trained."""
         return jax.tree.leaves(self.base)[0].dtype
 
-    def compile(self) -> Any:
-        """The step for these shapes and shardings, compiled."""
+    def compile(self, stage: str = "") -> Any:
+        """A kind of step for these shapes and shardings, compiled."""
         with jax.set_mesh(self.mesh):
-            return self.step.lower(self.state, self.frozen, self.batch).compile()
+            return self.steps(stage).lower(self.state, self.frozen, self.batch).compile()
 
     def load_base(self, path: epath.PathLike) -> Tree:
         """The base that the run starts from: the checkpoint's, or new parameters where the config asks for them."""
@@ -148,9 +159,8 @@ def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, examp
     if not jax.tree.leaves(parts.params):
         raise UserError(f"{where} is {patterns!r}, which leaves nothing to train; choose other patterns.")
     axes: Parts = method.axes(decoder.logical_axes())
-    optimizer = make_optimizer(config.optimizer, steps, arch, parts.params)
+    optimizer = make_optimizer(config.optimizer, steps, arch, parts.params, method)
     objective, by_layer = make_objective(config.objective), config.log.layer_grad_norms
-    step = make_step(decoder, method, objective, optimizer, config.accumulate, axes.params, by_layer)
 
     keeps_start, keeps_fisher = kept(config.objective.regularizers, method.trains_base)
     shapes, frozen = jax.eval_shape(lambda base: _initial(config, method, optimizer, base, keeps_start), abstract_base)
@@ -164,12 +174,16 @@ def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, examp
     base = abstract_like(abstract_base, tree_shardings(decoder.logical_axes(), abstract_base, mesh))
     rows = batch_sharding(mesh)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), example)
-    jitted = jax.jit(
-        step,
-        in_shardings=jax.tree.map(lambda s: s.sharding, (state, frozen, batch)),
-        out_shardings=(state_shardings, replicated(mesh)),
-        donate_argnums=0,
-    )
+
+    @functools.cache
+    def jitted(stage: str) -> Step:
+        return jax.jit(
+            make_step(decoder, method.staged(stage), objective, optimizer, config.accumulate, axes.params, by_layer),
+            in_shardings=jax.tree.map(lambda s: s.sharding, (state, frozen, batch)),
+            out_shardings=(state_shardings, replicated(mesh)),
+            donate_argnums=0,
+        )
+
     return Program(config, mesh, decoder, method, optimizer, base, state, frozen, batch, jitted)
 
 

@@ -51,11 +51,10 @@ def make_step(
     Returns:
       A pure function, to be jitted with the state donated. Its metrics are float32 scalars.
     """
+    transformation = optax.with_extra_args_support(optimizer.transformation)
 
-    def loss(
-        params: Tree, probes: Tree, state: TrainState, frozen: Frozen, batch: Batch, keys: Keys, denominators: dict
-    ):
-        parts = frozen.parts(params, state.aux["method"])
+    def loss(params: Tree, probes: Tree, aux: Tree, frozen: Frozen, batch: Batch, keys: Keys, denominators: dict):
+        parts = frozen.parts(params, aux)
         model = BoundModel(decoder, method, parts, probes, keys)
         terms, sums = objective(model, batch, denominators)
         terms = terms | method.terms(model.reports, batch, denominators)
@@ -63,35 +62,44 @@ def make_step(
         return total(terms), sums | (shares if len(shares) > 1 else {})
 
     def gradients(state: TrainState, frozen: Frozen, batch: Batch, key: jax.Array):
-        """Loss, metric sums, and gradients of parameters and probes, summed over the micro-batches."""
+        """Loss, metric sums and gradients, summed over the micro-batches, and the method's next `aux`."""
         denominators = objective.denominators(batch) | method.denominators(batch)
-        probes = method.probes(frozen.parts(state.params, state.aux["method"]))
+        start = state.aux["method"]
 
-        def micro_step(micro: Batch, index: jax.Array | int):
+        def micro_step(micro: Batch, index: jax.Array | int, aux: Tree):
             function = jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)
+            probes = method.probes(frozen.parts(state.params, aux))
             (value, sums), grads = function(
-                state.params, probes, state, frozen, micro, (key, jax.random.fold_in(key, index)), denominators
+                state.params, probes, aux, frozen, micro, (key, jax.random.fold_in(key, index)), denominators
             )
             return (value, sums), jax.tree.map(lambda g: g.astype(jnp.promote_types(g.dtype, jnp.float32)), grads)
 
+        def observe(aux: Tree, probe_grads: Tree) -> Tree:
+            return method.observe(frozen.parts(state.params, aux), probe_grads)
+
         if accumulate == 1:
-            return micro_step(batch, 0)
+            outputs, (grads, probe_grads) = micro_step(batch, 0, start)
+            return outputs, grads, observe(start, probe_grads)
         micros = jax.tree.map(lambda x: _interleave(x, accumulate), batch)
-        shapes = jax.eval_shape(micro_step, jax.tree.map(lambda x: x[0], micros), 0)
+        shapes = jax.eval_shape(micro_step, jax.tree.map(lambda x: x[0], micros), 0, start)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
 
         def add(carry, xs):
-            (outputs, (grads, probe_grads)) = jax.tree.map(jnp.add, carry, micro_step(*xs))
-            return (outputs, (pin(grads), probe_grads)), None
+            sums, aux = carry
+            outputs, (grads, probe_grads) = jax.tree.map(jnp.add, sums, micro_step(*xs, aux))
+            if method.observes_each:
+                aux, probe_grads = observe(aux, probe_grads), jax.tree.map(jnp.zeros_like, probe_grads)
+            return ((outputs, (pin(grads), probe_grads)), aux), None
 
-        return jax.lax.scan(add, zeros, (micros, jnp.arange(accumulate)))[0]
+        (outputs, (grads, probe_grads)), aux = jax.lax.scan(add, (zeros, start), (micros, jnp.arange(accumulate)))[0]
+        return outputs, grads, aux if method.observes_each else observe(start, probe_grads)
 
     def pin(grads: Tree) -> Tree:
         return grads if axes is None else jax.tree.map(lambda g, a: constrain(g, *a), grads, axes)
 
     def step(state: TrainState, frozen: Frozen, batch: Batch) -> tuple[TrainState, dict[str, jax.Array]]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        (value, sums), (grads, probe_grads) = gradients(state, frozen, batch, key)
+        (value, sums), grads, method_aux = gradients(state, frozen, batch, key)
 
         def penalty(params: Tree) -> tuple[jax.Array, dict[str, jax.Array]]:
             parts = frozen.parts(params, state.aux["method"])
@@ -106,14 +114,15 @@ def make_step(
         mask = method.update_mask(state.params)
         masked = lambda tree: tree if mask is None else jax.tree.map(lambda x, m: x * m, tree, mask)
         grads = masked(pin(grads))
-        directions, opt_state = optimizer.transformation.update(grads, state.opt_state, state.params)
         learning_rate = optimizer.schedule(state.step)
+        more = {"aux": state.aux["method"], "learning_rate": learning_rate}
+        directions, opt_state = transformation.update(grads, state.opt_state, state.params, **more)
         updates = masked(jax.tree.map(lambda d: -learning_rate * d, directions))
         params = optax.apply_updates(state.params, updates)
         projected = objective.project(frozen.parts(params, state.aux["method"]), learning_rate)
         params = projected if mask is None else jax.tree.map(jnp.where, mask, projected, params)
 
-        aux = state.aux | {"method": method.observe(frozen.parts(state.params, state.aux["method"]), probe_grads)}
+        aux = state.aux | {"method": method_aux}
         if "ema" in aux:
             decay = optimizer.ema
             aux["ema"] = jax.tree.map(lambda e, p: decay * e + (1 - decay) * p, aux["ema"], params)

@@ -32,7 +32,7 @@ from jaxsft.evaluation.scoring import to_devices
 from jaxsft.evaluation.task import Subject, Task
 from jaxsft.models.checkpoint import fingerprint, resolve
 from jaxsft.objectives.registry import make_objective
-from jaxsft.sharding import data_shards, make_mesh, process_share
+from jaxsft.sharding import data_shards, make_mesh, process_share, replicated
 from jaxsft.training.checkpoint import Checkpoints, snapshot_steps
 from jaxsft.training.fisher import Fisher
 from jaxsft.training.program import Program, architecture, build, check_grouping, check_rows, parameter_count
@@ -83,11 +83,11 @@ def train(config: TrainConfig, workdir: str) -> str:
 
 @dataclasses.dataclass
 class Run:
-    """What set-up leaves for the loop."""
+    """What set-up leaves for the loop; `compiled` has the steps by their kind (`Method.stage`)."""
 
     config: TrainConfig
     program: Program
-    compiled: Callable[..., Any]
+    compiled: dict[str, Callable[..., Any]]
     dataset: Dataset
     loader: Loader
     references: References
@@ -150,12 +150,15 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
         f"{steps} step{'s' if steps > 1 else ''} of {config.batch_size} rows, of which an epoch has {loader.rows()}"
     )
     began = time.monotonic()
-    compiled = program.compile()
-    memory = compiled.memory_analysis()
-    if memory is not None:
-        needed = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
-        needed = (needed - memory.alias_size_in_bytes) / 2**30
-        _say(f"step compiled in {time.monotonic() - began:.1f} s; it needs {needed:.3f} GiB a device")
+    stages = dict.fromkeys(program.method.stage(step) for step in range(1, steps + 1))
+    compiled = {stage: program.compile(stage) for stage in stages}
+    memories = [memory for step in compiled.values() if (memory := step.memory_analysis()) is not None]
+    if memories:
+        needed = max(
+            m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes - m.alias_size_in_bytes
+            for m in memories
+        )
+        _say(f"step compiled in {time.monotonic() - began:.1f} s; it needs {needed / 2**30:.3f} GiB a device")
     share = trained / (trained + frozen) if frozen else 1.0
     flops = flops_per_token(arch, loader.mean_unit_length, share if program.method.trains_base else 0.0)
     return Run(config, program, compiled, dataset, loader, references, fisher, held_out, tasks, path, steps, flops)
@@ -239,7 +242,7 @@ class Loop:
         self._counters = counters
         self._maintain = _jit_maintenance(run.program)
         self._nll = make_nll(run.program.decoder, run.config.objective.chunk_size)
-        self._pending: tuple[int, dict[str, jax.Array]] | None = None
+        self._pending: tuple[int, dict[str, jax.Array], bool] | None = None  # step, metrics, whether they are written
         self._evaluated, self._eval_loss = -1, math.nan  # the step last evaluated, and its loss
 
     def run(self, state: TrainState) -> TrainState:
@@ -253,11 +256,13 @@ class Loop:
             self._clock = time.monotonic()
             for step in range(start + 1, run.steps + 1):
                 batch = to_devices(next(batches), mesh)
-                state, metrics = run.compiled(state, self._frozen, batch)
+                state, metrics = run.compiled[run.program.method.stage(step)](state, self._frozen, batch)
+                written = step % run.config.log.every == 0 or step == run.steps
                 if self._maintain and self._maintain.due(step):
-                    state = self._maintain.apply(state, self._frozen.method)
+                    state, figures = self._maintain.apply(state, self._frozen.method)
+                    metrics, written = metrics | figures, written or bool(figures)
                 self._read(bar)
-                self._pending = (step, metrics)
+                self._pending = (step, metrics, written)
                 every = run.config.eval.every
                 if step == run.steps or (every and step % every == 0):
                     self._read(bar)
@@ -279,7 +284,7 @@ class Loop:
         """Takes in the metrics of the step before: the check for NaN, the line, the bar."""
         if self._pending is None:
             return
-        (step, metrics), self._pending = self._pending, None
+        (step, metrics, written), self._pending = self._pending, None
         values = {name: float(value) for name, value in jax.device_get(metrics).items()}
         bad = [name for name, value in values.items() if not math.isfinite(value)]
         if bad:
@@ -294,7 +299,7 @@ class Loop:
         seconds, self._clock = now - self._clock, now
         self._counters["num_tokens"] += int(values.pop("tokens"))
         values["num_tokens"] = self._counters["num_tokens"]
-        if step % self._run.config.log.every == 0 or step == self._run.steps:
+        if written:
             self._metrics.write(step, "train", values | self._timing(step, seconds))
         bar.update(step - bar.n)
         bar.set_postfix_str(f"loss {values['loss']:.4f}")
@@ -370,7 +375,8 @@ def _jit_maintenance(program: Program) -> Maintenance | None:
     if maintenance is None:
         return None
     shardings = jax.tree.map(lambda s: s.sharding, program.state)
-    return Maintenance(maintenance.due, jax.jit(maintenance.apply, out_shardings=shardings, donate_argnums=0))
+    out = (shardings, replicated(program.mesh))
+    return Maintenance(maintenance.due, jax.jit(maintenance.apply, out_shardings=out, donate_argnums=0))
 
 
 def _eval_rows(config: TrainConfig, shards: int) -> int:

@@ -125,7 +125,9 @@ class Gains(Base):
             aux = state.aux["method"]
             reset = jax.tree.map(lambda gain: gain.at[0].set(0), state.params)
             ages = jnp.where(jnp.arange(len(aux["ages"])) == 0, 0, aux["ages"])
-            return dataclasses.replace(state, params=reset, aux=state.aux | {"method": aux | {"ages": ages}})
+            return dataclasses.replace(state, params=reset, aux=state.aux | {"method": aux | {"ages": ages}}), {
+                "ages": jnp.sum(ages)
+            }
 
         return Maintenance(lambda step: step % 3 == 2, apply)
 
@@ -188,7 +190,7 @@ def test_a_method_reaches_all_of_the_step(base, batch, expected, accumulate):
 
 def test_maintenance_keeps_shardings_and_donates(base, batch, monkeypatch):
     """The loop's own path: built, compiled and run on a mesh, with the method's work between two steps."""
-    monkeypatch.setattr(program_module, "make_method", lambda config, arch: Gains())
+    monkeypatch.setattr(program_module, "make_method", lambda config, arch, steps: Gains())
     config = TrainConfig(batch_size=4)
     config.model.dtype = config.model.param_dtype = "float32"
     config.adapter.kind = "lora"  # an adapter: the base is not cast
@@ -203,7 +205,8 @@ def test_maintenance_keeps_shardings_and_donates(base, batch, monkeypatch):
         placed = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), batch, program.batch)
         state, _ = program.step(state, frozen, placed)
         shardings, before = jax.tree.map(lambda x: x.sharding, state), jax.tree.map(np.asarray, state)
-        maintained = apply(state, frozen)
+        maintained, figures = apply(state, frozen)
+        assert figures == {"ages": 2}
         assert jax.tree.leaves(state.params)[0].is_deleted(), "the state is donated"
         assert jax.tree.map(lambda x: x.sharding, maintained) == shardings
         gain, was = (layout.get(s.params, QUERY)["gain"] for s in (maintained, before))
