@@ -19,12 +19,14 @@ from jaxsft.training.restore import is_workdir
 
 cli.define_config()
 MODEL = flags.DEFINE_string("model", None, "Hugging Face folder or hub name, a workdir, or world:base.")
+BASE = flags.DEFINE_string("base", "", "Of an adapter: its base, instead of the one that it names.")
 OUTPUT = flags.DEFINE_string("output", None, "JSON file to write the figures to; for a workdir: its evaluation.json.")
 
 
 def main() -> str:
     config = cli.get_config(EvaluateConfig, SuiteConfig)
     config.model.path = MODEL.value or config.model.path
+    config.model.base = BASE.value or config.model.base
     if not config.model.path:
         raise UserError("--model is missing; name a Hugging Face folder, a hub name or a workdir.")
     output = _output(config.model.path)

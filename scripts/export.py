@@ -1,6 +1,7 @@
-"""Writes a trained model for others: python scripts/export.py --model=DIR --output=DIR --format=hf|peft [--dtype=...].
+"""Writes a trained model for others: python scripts/export.py --model=DIR --output=DIR --format=hf|peft|adapter.
 
-`hf` is a checkpoint for transformers with adapters merged in; `peft` is the LoRA adapter alone.
+`hf` is a checkpoint for transformers with adapters merged in (`--dtype` chooses its floats); `peft` is the LoRA adapter
+alone, `adapter` one of any kind, which `--model` opens.
 """
 
 from absl import flags
@@ -10,12 +11,14 @@ from jaxsft.config import MeshConfig, ModelConfig
 from jaxsft.errors import UserError
 from jaxsft.files import check_new_folder
 from jaxsft.sharding import make_mesh
-from jaxsft.training.export import export_hf, export_peft
+from jaxsft.training.export import export_adapter, export_hf, export_peft
 from jaxsft.training.restore import open_model
 
-MODEL = flags.DEFINE_string("model", None, "A workdir, or a Hugging Face folder or hub name.")
+MODEL = flags.DEFINE_string("model", None, "A workdir, or a folder of a model or an adapter, or a hub name.")
 OUTPUT = flags.DEFINE_string("output", None, "A new or empty folder.")
-FORMAT = flags.DEFINE_enum("format", "hf", ["hf", "peft"], "hf: checkpoint, adapters merged; peft: LoRA adapter.")
+FORMATS = {"hf": "checkpoint, adapters merged", "peft": "LoRA for PEFT", "adapter": "adapter of any kind"}
+FORMAT = flags.DEFINE_enum("format", "hf", [*FORMATS], "; ".join(f"{k}: {v}" for k, v in FORMATS.items()) + ".")
+BASE = flags.DEFINE_string("base", "", "Of an adapter: its base, instead of the one that it names.")
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Of the weights; default: the source's.")
 
 
@@ -24,14 +27,15 @@ def main() -> str:
         raise UserError("--model is missing; name a workdir, a Hugging Face folder or a hub name.")
     if not OUTPUT.value:
         raise UserError("--output is missing; name a new or empty folder.")
-    if FORMAT.value == "peft" and DTYPE.value:
-        raise UserError("--dtype has no effect on --format=peft, whose weights are float32; leave it out.")
+    if FORMAT.value != "hf" and DTYPE.value:
+        raise UserError(f"--dtype has no effect on --format={FORMAT.value}, whose weights are float32; leave it out.")
     check_new_folder(OUTPUT.value)
     mesh = make_mesh(MeshConfig())
     print(f"exporting {MODEL.value} to {OUTPUT.value} as {FORMAT.value}")
-    model = open_model(MODEL.value, ModelConfig(path=MODEL.value, dtype="float32", param_dtype="float32"), mesh)
-    if FORMAT.value == "peft":
-        return export_peft(model, OUTPUT.value)
+    config = ModelConfig(path=MODEL.value, base=BASE.value, dtype="float32", param_dtype="float32")
+    model = open_model(MODEL.value, config, mesh)
+    if FORMAT.value != "hf":
+        return {"peft": export_peft, "adapter": export_adapter}[FORMAT.value](model, OUTPUT.value)
     return export_hf(model, OUTPUT.value, mesh, DTYPE.value)
 
 

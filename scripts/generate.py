@@ -20,6 +20,7 @@ from jaxsft.sharding import make_mesh
 from jaxsft.training.restore import open_model
 
 MODEL = flags.DEFINE_string("model", None, "Hugging Face folder or hub name, a workdir, or world:chat.")
+BASE = flags.DEFINE_string("base", "", "Of an adapter: its base, instead of the one that it names.")
 PROMPT = flags.DEFINE_multi_string("prompt", [], "A prompt; may be given several times.")
 PROMPTS = flags.DEFINE_string("prompts", None, "File of records with `prompt` or `messages`.")
 OUTPUT = flags.DEFINE_string("output", None, "JSON Lines file to which prompts and answers are written too.")
@@ -42,7 +43,7 @@ def main() -> str:
     if not prompts:
         raise UserError("there is nothing to continue; give --prompt or --prompts.")
     mesh = make_mesh(MeshConfig())
-    model = open_model(MODEL.value, ModelConfig(path=MODEL.value, dtype=DTYPE.value), mesh)
+    model = open_model(MODEL.value, ModelConfig(path=MODEL.value, base=BASE.value, dtype=DTYPE.value), mesh)
     own = TEMPLATE.value == "auto" and not RAW.value
     condition = CONDITION.value if CONDITION.value is not None else model.condition if own else "auto"
     template = model.template if TEMPLATE.value == "auto" else TEMPLATE.value

@@ -75,6 +75,7 @@ class Base:
     trains_base: bool = False  # whether the base's own weights are trained, and so wanted in float32
     decays_after: bool = False  # whether weight decay acts on the parameters as the optimizer has moved them
     observes_each: bool = False  # whether `observe` sees the gradients of each micro-batch, and not their sum
+    may_change: tuple[str, ...] = ("dropout",)  # settings that may differ where a run goes on from another's adapter
 
     @property
     def patterns(self) -> tuple[str, tuple[str, ...]]:

@@ -2,10 +2,12 @@
 
 PEFT keeps torch's orientation: `lora_A.weight` is [r, in] and `lora_B.weight` [out, r], the transposes of our `lora_a`
 and `lora_b`; a targeted embedding has `lora_embedding_A` [r, V] and `lora_embedding_B` [D, r]. Only the portable part
-of the format is used: one rank, one alpha, no other trained weights.
+of the format is written: one rank, one alpha, no other trained weights. Ranks and alphas of their own for some maps are
+read: factors of a lower rank get zeros, and B takes what their scale is to the common one.
 """
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -19,13 +21,21 @@ from jaxsft.models.decoder import Decoder
 from jaxsft.models.weights import module_name
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PATTERNS = {"r": "rank_pattern", "lora_alpha": "alpha_pattern"}
 PREFIX = "base_model.model."
 SUFFIXES = {"lora_a": ".lora_A.weight", "lora_b": ".lora_B.weight"}
 EMBEDDING_SUFFIXES = {"lora_a": ".lora_embedding_A", "lora_b": ".lora_embedding_B"}
 SHORT = {"head": "lm_head", "embed": "embed_tokens"}
 # PEFT stores copies of the base's own head and embedding beside their adapters.
 BASE_COPIES = (PREFIX + "lm_head.base_layer.weight", PREFIX + "model.embed_tokens.base_layer.weight")
-UNSUPPORTED = ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save", "lora_bias", "fan_in_fan_out")
+UNSUPPORTED = (
+    "use_dora",
+    "modules_to_save",
+    "lora_bias",
+    "fan_in_fan_out",
+    "layer_replication",
+    "trainable_token_indices",
+)
 
 
 def save_peft(path: epath.PathLike, arch: Architecture, adapter_params: Any, config: LoRAConfig, base: str) -> None:
@@ -83,9 +93,10 @@ def load_peft(path: epath.PathLike, arch: Architecture) -> tuple[dict[str, Any],
       UserError: if files are missing or broken, it is not a plain LoRA, or it does not fit the model.
     """
     path = epath.Path(path)
-    contents = _read_config(path)
+    contents = read_config(path)
+    common = _Sizes(contents, list(_kernels(arch)), arch)
     expected = {
-        PREFIX + module_name(arch, module) + suffix: (module, leaf, _shape(leaf, kernel, contents["r"]))
+        PREFIX + module_name(arch, module) + suffix: (module, leaf, _shape(leaf, kernel, common.rank_of[module]))
         for module, kernel in _kernels(arch).items()
         for leaf, suffix in _suffixes(module).items()
     }
@@ -105,14 +116,56 @@ def load_peft(path: epath.PathLike, arch: Architecture) -> tuple[dict[str, Any],
         )
     if not found:
         raise UserError(f"{path / WEIGHTS} holds no LoRA weights.")
+    common = _Sizes(contents, list(found), arch)
+    found = {module: common.widened(module, leaves) for module, leaves in found.items()}
     config = LoRAConfig(
-        rank=contents["r"],
-        alpha=float(contents["lora_alpha"]),
+        rank=common.rank,
+        alpha=common.alpha,
         dropout=float(contents.get("lora_dropout") or 0.0),
         rslora=bool(contents.get("use_rslora")),
         targets=_patterns(arch, set(found)),
     )
     return _stack(arch, found), config
+
+
+class _Sizes:
+    """Ranks and scales of the maps of an adapter, and the ones that they get in common.
+
+    Attributes:
+      rank_of: module -> its rank.
+      rank: the largest.
+      alpha: with which the common scale is that of the maps that no pattern names.
+    """
+
+    def __init__(self, contents: dict[str, Any], modules: list[str], arch: Architecture):
+        self._contents = contents
+        names = {module: module_name(arch, module) for module in modules}
+        own = lambda field, module, default: _of_pattern(contents.get(field) or {}, names[module], default)
+        self.rank_of = {module: own("rank_pattern", module, contents["r"]) for module in modules}
+        self._alpha_of = {module: own("alpha_pattern", module, contents["lora_alpha"]) for module in modules}
+        self.rank = max(self.rank_of.values())
+        even = set(self.rank_of.values()) == {contents["r"]}  # then as it stands, to the digit
+        self.alpha = float(contents["lora_alpha"])
+        if not even:
+            self.alpha = self._scale(contents["lora_alpha"], contents["r"]) * self.rank / self._root(self.rank)
+
+    def widened(self, module: str, leaves: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The two factors at the common rank and scale."""
+        more = self.rank - self.rank_of[module]
+        share = self._scale(self._alpha_of[module], self.rank_of[module]) / self._scale(self.alpha, self.rank)
+        b = leaves["lora_b"] if share == 1 else leaves["lora_b"] * np.float32(share)
+        return {"lora_a": np.pad(leaves["lora_a"], ((0, 0), (0, more))), "lora_b": np.pad(b, ((0, more), (0, 0)))}
+
+    def _scale(self, alpha: float, rank: int) -> float:
+        return alpha * self._root(rank) / rank
+
+    def _root(self, rank: int) -> float:
+        return rank**0.5 if self._contents.get("use_rslora") else 1.0
+
+
+def _of_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:
+    """What PEFT's `rank_pattern` or `alpha_pattern` gives a module: the first pattern that its name ends in."""
+    return next((value for key, value in patterns.items() if re.match(rf"(.*\.)?({key})$", name)), default)
 
 
 def _suffixes(module: str) -> dict[str, str]:
@@ -168,7 +221,12 @@ def _stack(arch: Architecture, factors: dict[str, dict[str, np.ndarray]]) -> dic
     return layout.stack(arch, arrays)
 
 
-def _read_config(path: epath.Path) -> dict[str, Any]:
+def read_config(path: epath.Path) -> dict[str, Any]:
+    """`adapter_config.json` of a plain LoRA.
+
+    Raises:
+      UserError: if it is missing or broken, or of another kind of adapter.
+    """
     try:
         contents = json.loads((path / CONFIG).read_text())
     except FileNotFoundError as error:
@@ -182,8 +240,9 @@ def _read_config(path: epath.Path) -> dict[str, Any]:
     if contents.get("bias", "none") != "none":
         raise UserError(f"{path / CONFIG}: bias is {contents['bias']!r}; only 'none' is read.")
     for name in ("r", "lora_alpha"):
-        if not isinstance(contents.get(name), int | float):
-            raise UserError(f"{path / CONFIG}: {name} is {contents.get(name)!r}; it must be a number.")
+        values = [contents.get(name), *(contents.get(PATTERNS[name]) or {}).values()]
+        if bad := [value for value in values if not isinstance(value, int | float) or value <= 0]:
+            raise UserError(f"{path / CONFIG}: {name} is {bad[0]!r}; it must be a positive number.")
     return contents
 
 

@@ -30,6 +30,8 @@ class ModelConfig:
 
     Attributes:
       path: a Hugging Face folder or hub name.
+      base: where `path` is an adapter that is to be measured or merged: the folder or hub name of its base, instead of
+        the one that it names; "" takes that.
       init: "pretrained" loads the weights; "random" draws new ones (the folder needs only `config.json` and tokenizer).
       new: of those with `init` "random".
       dtype: compute dtype, "float32", "bfloat16", or "auto" (bfloat16 on TPU and GPU, float32 on CPU).
@@ -42,6 +44,7 @@ class ModelConfig:
     """
 
     path: str = ""
+    base: str = ""
     init: str = "pretrained"
     new: NewModelConfig = dataclasses.field(default_factory=NewModelConfig)
     dtype: str = "auto"

@@ -32,6 +32,7 @@ from jaxsft.sharding import AXES, tree_shardings
 from jaxsft.validation import did_you_mean
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+ADAPTER_CONFIGS = ("adapter.json", "adapter_config.json")  # of an adapter's folder, of which this library or PEFT reads
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 SAMPLES, SAMPLE_BYTES = 1024, 4096  # of a weight file, for its fingerprint: files up to 4 MiB are read whole
 # What an export takes over from the folder it came from.
@@ -72,7 +73,9 @@ def resolve(path: epath.PathLike) -> epath.Path:
 
     try:
         return epath.Path(
-            huggingface_hub.snapshot_download(name, allow_patterns=[*COMPANIONS, CONFIG, "*.safetensors*"])
+            huggingface_hub.snapshot_download(
+                name, allow_patterns=[*COMPANIONS, CONFIG, *ADAPTER_CONFIGS, "*.safetensors*"]
+            )
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         why = str(error).strip().partition("\n")[0]
@@ -97,9 +100,10 @@ def load_architecture(path: epath.PathLike) -> Architecture:
 
 
 def fingerprint(path: epath.PathLike) -> str:
-    """A name for what a checkpoint holds: hexadecimal, of its config and of blocks spread over its weight files."""
-    folder = resolve(path)
-    names = sorted(file.name for file in folder.iterdir() if file.name == CONFIG or file.name.endswith(".safetensors"))
+    """A name for what a checkpoint, or an adapter's folder, holds: hexadecimal, of its config and of blocks spread over
+    its weight files."""
+    folder, configs = resolve(path), (CONFIG, *ADAPTER_CONFIGS)
+    names = sorted(file.name for file in folder.iterdir() if file.name in configs or file.name.endswith(".safetensors"))
     digest = hashlib.sha256()
     for name in names:
         size = (folder / name).stat().length

@@ -21,7 +21,12 @@ DTYPES: dict[str, np.dtype] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-NAMES = {dtype: name for name, dtype in DTYPES.items()}
+INTEGERS: dict[str, np.dtype] = {
+    **{f"I{8 * size}": np.dtype(f"i{size}") for size in (1, 2, 4, 8)},
+    **{f"U{8 * size}": np.dtype(f"u{size}") for size in (1, 2, 4, 8)},
+    "BOOL": np.dtype(bool),
+}
+NAMES = {dtype: name for name, dtype in (DTYPES | INTEGERS).items()}
 LONGEST_HEADER = 100_000_000  # bytes, the format's own limit
 
 
@@ -37,28 +42,34 @@ class Entry(NamedTuple):
 class TensorFile:
     """A safetensors file open for reading.
 
+    Args:
+      path: the file.
+      integers: whether tensors of whole numbers and truth values are read too: in a model's file they are quantised
+        weights, which mean nothing by themselves.
+
     Raises:
       UserError: if the file is not whole, naming it.
     """
 
-    def __init__(self, path: epath.PathLike):
+    def __init__(self, path: epath.PathLike, integers: bool = False):
         self.path = epath.Path(path)
         self.entries = _read_header(self.path)
+        self._dtypes = DTYPES | INTEGERS if integers else DTYPES
         self._bytes: np.memmap | None = None
 
     def read(self, name: str, index: Sequence[slice] = ()) -> np.ndarray:
         """A tensor, or the part of it that `index` (slices with step 1) names; memory-mapped if the file is local.
 
         Raises:
-          UserError: for a dtype that is no plain float.
+          UserError: for a dtype that is no plain float, unless whole numbers are asked for.
         """
         entry = self.entries[name]
-        if entry.dtype not in DTYPES:
+        if entry.dtype not in self._dtypes:
             raise UserError(
                 f"{self.path}: {name} is stored as {entry.dtype}; only {', '.join(DTYPES)} are read, so give the "
                 "model's unquantised weights."
             )
-        dtype, rest = DTYPES[entry.dtype], tuple(index)
+        dtype, rest = self._dtypes[entry.dtype], tuple(index)
         if "://" not in str(self.path):
             if self._bytes is None:
                 self._bytes = np.memmap(self.path, np.uint8, "r")
@@ -153,7 +164,8 @@ def _check_ranges(
     """The tensors' byte ranges fit their shapes and tile the file without gap."""
     end = start
     for name, entry in sorted(entries, key=lambda item: item[1].start):
-        if entry.dtype in DTYPES and math.prod(entry.shape) * DTYPES[entry.dtype].itemsize != entry.stop - entry.start:
+        dtype = (DTYPES | INTEGERS).get(entry.dtype)
+        if dtype is not None and math.prod(entry.shape) * dtype.itemsize != entry.stop - entry.start:
             raise broken(f"{name} has {entry.stop - entry.start} bytes, which is not {entry.dtype} of {entry.shape}")
         if entry.start != end:
             raise broken(f"{name} does not begin where the tensor before it ends")

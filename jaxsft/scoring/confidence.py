@@ -24,7 +24,7 @@ from jaxsft.scoring.reference import score_log_probs
 from jaxsft.scoring.table import read_scores, write_scores
 from jaxsft.sharding import data_shards, make_mesh, process_share
 from jaxsft.training.program import dtypes
-from jaxsft.training.restore import is_workdir, open_model, snapshots, trained_by, weights_fingerprint
+from jaxsft.training.restore import is_workdir, open_model, snapshots, tokenizer_source, trained_by, weights_fingerprint
 
 LARGEST = 50.0  # nats; a mean beyond it counts as this, so that one wild checkpoint leaves the others a say
 
@@ -80,10 +80,10 @@ def score_confidence(config: ScoreConfig, path: epath.PathLike) -> str:
 def _examples(config: ScoreConfig, mesh: Mesh) -> tuple[Dataset, Loader]:
     """The examples of a run or of `config.data`, as scores are made of them."""
     model, data = config.model.path, config.data
-    tokenizer = resolve(model)
+    tokenizer = resolve(tokenizer_source(model))
     if is_workdir(model):
         run = trained_by(model)
-        tokenizer, data = resolve(run.model.path), data if data.path or data.sources else run.data
+        data = data if data.path or data.sources else run.data
     if not data.path and not data.sources:
         raise UserError("config.data.path is empty; a model that is no run's workdir says of no data what it learnt.")
     dataset = prepare(by_itself(data, config.grouping), load_tokenizer(str(tokenizer)))

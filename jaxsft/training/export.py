@@ -1,4 +1,4 @@
-"""A model leaves as a Hugging Face checkpoint or, where it is a LoRA adapter, as a PEFT folder."""
+"""A model leaves as a Hugging Face checkpoint, or the adapter alone: in a folder of its own, or for PEFT if a LoRA."""
 
 import functools
 import json
@@ -10,15 +10,16 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from jaxsft.adapters.folder import Card, Saved, collect, save_adapter
 from jaxsft.adapters.lora import LoRA
 from jaxsft.adapters.peft import save_peft
 from jaxsft.data.conversation import Message
-from jaxsft.data.templates import Template, load_template
+from jaxsft.data.templates import BUILT_IN, Template, load_template
 from jaxsft.data.tokenizer import Tokenizer
 from jaxsft.decoding.prompts import Prompter
 from jaxsft.errors import UserError
 from jaxsft.files import check_new_folder, new_folder
-from jaxsft.models.checkpoint import copy_companions, save_hf
+from jaxsft.models.checkpoint import copy_companions, fingerprint, save_hf
 from jaxsft.models.families import MIX_LN
 
 PROBE = "The quick brown fox jumps over the lazy dog. 0 1 2 3 4 5 6 7 8 9 {x: [y, z]} Ünïcödé"
@@ -53,7 +54,7 @@ def export_hf(model: Any, path: epath.PathLike, mesh: Mesh, dtype: str | None = 
         merged = model.merged()
         change = logit_change(model, merged, dtype)
     with new_folder(path) as folder:
-        save_hf(folder, model.decoder, merged, dtype, tokenizer_from=model.source)
+        save_hf(folder, model.decoder, merged, dtype, tokenizer_from=model.companions or model.source)
         note = _write_template(model, folder)
     line = f"{path}: {dtype.name} checkpoint; the largest change of a logit by merging and rounding is {change:.2g}"
     return line + note + _own_format(model)
@@ -72,7 +73,7 @@ def export_peft(model: Any, path: epath.PathLike) -> str:
     if not isinstance(model.method, LoRA):
         raise UserError("the model is not a LoRA run, so there is no adapter to write; use --format=hf.")
     with new_folder(path) as folder:
-        copy_companions(model.source, folder)
+        copy_companions(model.companions or model.source, folder)
         note = _write_template(model, folder)
         save_peft(folder, model.decoder.arch, model.adapter_params, model.method.config, str(model.source))
     return f"{path}: LoRA adapter of rank {model.method.config.rank} for {model.source}{note}{_own_format(model)}"
@@ -87,6 +88,31 @@ def _own_format(model: Any) -> str:
         f"; note: transformers cannot run a model with {count} Post-LN layer{'s' if count > 1 else ''} and refuses its "
         f"model_type {MIX_LN}; jaxsft's own scripts read it"
     )
+
+
+def export_adapter(model: Any, path: epath.PathLike) -> str:
+    """Writes the adapter, of whatever kind, as `--model` and `config.adapter.start` read it.
+
+    Args:
+      model: a `jaxsft.training.restore.OpenModel` of an adapter.
+      path: a new or empty folder.
+
+    Raises:
+      UserError: if there is no adapter, or the folder holds something or cannot be written.
+    """
+    if model.adapters is None or model.parts is None:
+        raise UserError("the model has no adapter that could be written by itself; use --format=hf.")
+    arch, method = model.decoder.arch, model.method
+    params = collect(arch, model.parts.params, method.update_mask(model.parts.params))
+    saved = Saved(method.name, method.config, params, collect(arch, model.parts.aux))
+    built_in = model.template in (*BUILT_IN, "auto")
+    card = Card(str(model.source), fingerprint(model.source), model.template if built_in else "auto", model.condition)
+    with new_folder(path) as folder:
+        copy_companions(model.companions or model.source, folder)
+        note = _write_template(model, folder)
+        save_adapter(folder, saved, card)
+    numbers = sum(array.size for array in params.values())
+    return f"{path}: adapter of the kind {method.name}, {numbers:,} trained numbers, for {model.source}{note}"
 
 
 def source_dtype(model: Any) -> str:

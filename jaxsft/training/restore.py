@@ -1,22 +1,28 @@
-"""`--model=...` of every script: a Hugging Face folder, a hub name, or a run's workdir, opened the same way."""
+"""`--model=...` of every script: a Hugging Face folder, an adapter's folder, a hub name, or a run's workdir, opened the
+same way."""
 
 import dataclasses
 import hashlib
 import json
 from typing import Any
 
+import jax
 from etils import epath
 from jax.sharding import Mesh
 
+from jaxsft.adapters.folder import Saved, collect, is_adapter, load_adapter, read_card
 from jaxsft.adapters.method import Method, Parts
-from jaxsft.config import CheckpointConfig, ModelConfig, RegularizersConfig, TrainConfig
+from jaxsft.config import AdapterConfig, CheckpointConfig, ModelConfig, RegularizersConfig, TrainConfig
 from jaxsft.data.classes import inference_condition
 from jaxsft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxsft.errors import UserError
+from jaxsft.models.architecture import Architecture
 from jaxsft.models.checkpoint import fingerprint, load_architecture, load_params, resolve
 from jaxsft.models.decoder import Decoder
+from jaxsft.sharding import replicated
 from jaxsft.training.checkpoint import Checkpoints, snapshot_steps
-from jaxsft.training.program import abstract_batch, architecture, build, dtypes
+from jaxsft.training.program import Program, abstract_batch, architecture, build, dtypes
+from jaxsft.training.saved import begin, check_start, find_base, load_folder
 from jaxsft.validation import from_dict
 
 Tree = Any
@@ -36,6 +42,7 @@ class OpenModel:
       template: the chat template it was trained with, as `DataConfig.template`; "auto" for a plain model folder.
       source: the Hugging Face folder from which config, tokenizer and names come.
       condition: the condition it is to be asked with, as `DataConfig.condition`; "auto" for none.
+      companions: the folder of the tokenizer's files; None is `source`.
     """
 
     decoder: Decoder
@@ -47,6 +54,7 @@ class OpenModel:
     template: str
     source: epath.Path
     condition: str = "auto"
+    companions: epath.Path | None = None
 
     @property
     def adapter_params(self) -> Tree | None:
@@ -62,8 +70,9 @@ def open_model(path: str, config: ModelConfig, mesh: Mesh, step: int | None = No
     """Loads a model into the mesh.
 
     Args:
-      path: a Hugging Face folder, a hub name or a workdir, whose last checkpoint is taken.
-      config: dtypes and attention; its own `path` is not read. `param_dtype` "auto" keeps a workdir's.
+      path: a Hugging Face folder, an adapter's, a hub name or a workdir, whose last checkpoint is taken.
+      config: dtypes and attention, and the `base` of an adapter or of a run whose base has moved; its own `path` is not
+        read. `param_dtype` "auto" keeps a workdir's.
       mesh: where the parameters go.
       step: of a workdir, the checkpoint that is taken instead.
 
@@ -75,6 +84,10 @@ def open_model(path: str, config: ModelConfig, mesh: Mesh, step: int | None = No
     if record is not None:
         return _open_run(folder, record, config, mesh, step)
     source = resolve(path)
+    if is_adapter(source):
+        return _open_adapter(source, config, mesh)
+    if config.base:
+        raise UserError(f"{path} is a whole model, so --base (config.model.base) has no effect on it; leave it out.")
     dtype, param_dtype = dtypes(config, mesh)
     decoder = Decoder(load_architecture(source), dtype=dtype, remat="none", attention=config.attention)
     params = load_params(source, decoder, mesh, param_dtype)
@@ -145,13 +158,55 @@ def trained_by(path: epath.PathLike) -> TrainConfig:
 
 
 def tokenizer_source(path: str) -> str:
-    """The folder or hub name of a model's tokenizer: of a workdir that of the model that its run started from."""
-    return trained_by(path).model.path if is_workdir(path) else path
+    """The folder or hub name of a model's tokenizer: of a workdir that of the model that its run started from, and of
+    an adapter without one that of its base."""
+    if is_workdir(path):
+        return trained_by(path).model.path
+    return str(_companions(folder)) if is_adapter(folder := resolve(path)) else path
+
+
+def run_adapter(path: epath.PathLike, mesh: Mesh) -> Saved:
+    """The adapter of a run's last checkpoint, without its base.
+
+    Raises:
+      UserError: if there is no checkpoint yet, or the run trained no adapter.
+    """
+    folder = epath.Path(path)
+    run = trained_by(folder)
+    if run.adapter.kind == "none":
+        raise UserError(f"{folder} is a run of full fine-tuning, which has no adapter; name its export as the model.")
+    arch = architecture(run.model, resolve(run.model.path))
+    checkpoints = Checkpoints(folder / "checkpoints", run.checkpoint, read_only=True)
+    program = _reading(run, arch, mesh)
+    everywhere = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=replicated(mesh))
+    state = checkpoints.restore_parameters(_last_step(checkpoints, folder), jax.tree.map(everywhere, program.state))
+    checkpoints.close()
+    params = state.aux.get("ema", state.params)
+    mask = program.method.update_mask(params)
+    settings = getattr(run.adapter, run.adapter.kind)
+    return Saved(run.adapter.kind, settings, collect(arch, params, mask), collect(arch, state.aux["method"]))
 
 
 def is_workdir(path: str) -> bool:
     """Whether a run's workdir is there."""
     return _record(epath.Path(path)) is not None
+
+
+def open_start(config: TrainConfig, arch: Architecture, mesh: Mesh) -> tuple[Saved | None, dict[str, str]]:
+    """The adapter that `config.adapter.start` names, None where it names none, and its fingerprint for the record.
+
+    Raises:
+      UserError: if it cannot be read, or is not of the kind and settings of the run.
+    """
+    path = config.adapter.start
+    if not path:
+        return None, {}
+    if is_workdir(path):
+        saved, own = run_adapter(path, mesh), weights_fingerprint(path)
+    else:
+        saved, own = load_folder(path, arch), fingerprint(path)
+    check_start(config, arch, saved)
+    return saved, {"adapter_start": own}
 
 
 def _record(folder: epath.Path) -> dict[str, Any] | None:
@@ -171,12 +226,10 @@ def _open_run(
     last = _last_step(checkpoints, folder)
     if step is not None and step not in checkpoints.steps:
         raise UserError(f"workdir {folder} has no checkpoint of step {step}; it has {checkpoints.steps}.")
-    source = resolve(run.model.path)
-    run.model.dtype, run.model.attention, run.model.remat = config.dtype, config.attention, "none"
+    source = resolve(config.base or run.model.path)
+    run.model.dtype, run.model.attention = config.dtype, config.attention
     run.model.param_dtype = run.model.param_dtype if config.param_dtype == "auto" else config.param_dtype
-    run.batch_size, run.accumulate = mesh.size, 1  # a program is built for its shapes; no step is run,
-    run.objective.regularizers = RegularizersConfig()  # so nothing is kept for its loss
-    program = build(run, architecture(run.model, source), mesh, 1, abstract_batch(mesh.size, 1, 1))
+    program = _reading(run, architecture(run.model, source), mesh)
     frozen = program.frozen
     if program.asks_base:
         _check_unchanged(source, folder, record)
@@ -188,6 +241,45 @@ def _open_run(
     tokenizer = load_tokenizer(str(source))
     asked = run.data.template, source, inference_condition(run.data)
     return OpenModel(program.decoder, params, adapters, program.method, parts, tokenizer, *asked)
+
+
+def _open_adapter(folder: epath.Path, config: ModelConfig, mesh: Mesh) -> OpenModel:
+    source, card = find_base(folder, config.base), read_card(folder)
+    arch = load_architecture(source)
+    saved = load_adapter(folder, arch)
+    run = TrainConfig(model=dataclasses.replace(config, path=str(source), init="pretrained"))
+    run.adapter = AdapterConfig(saved.kind, **{saved.kind: saved.settings})
+    program = _reading(run, arch, mesh)
+    state, frozen = program.initial(program.load_base(source))
+    state, frozen = begin(program, state, frozen, saved, str(folder))
+    parts = frozen.parts(state.params, state.aux["method"])
+    params, adapters = program.method.compose(parts, {})
+    companions = _companions(folder, source)
+    return OpenModel(
+        program.decoder,
+        params,
+        adapters,
+        program.method,
+        parts,
+        load_tokenizer(str(companions)),
+        card.template,
+        source,
+        card.condition,
+        companions,
+    )
+
+
+def _companions(folder: epath.Path, base: epath.Path | None = None) -> epath.Path:
+    """The folder of the tokenizer of an adapter: its own, or its base's."""
+    own = (folder / "tokenizer.json").exists() and (folder / "tokenizer_config.json").exists()
+    return folder if own else base or find_base(folder)
+
+
+def _reading(run: TrainConfig, arch: Architecture, mesh: Mesh) -> Program:
+    """The program of a run of which no step is run: it is built for its shapes, and nothing is kept for its loss."""
+    run.model.remat, run.batch_size, run.accumulate = "none", mesh.size, 1
+    run.objective.regularizers = RegularizersConfig()
+    return build(run, arch, mesh, 1, abstract_batch(mesh.size, 1, 1))
 
 
 def _last_step(checkpoints: Checkpoints, folder: epath.Path) -> int:

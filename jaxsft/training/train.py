@@ -19,6 +19,7 @@ import jax
 from etils import epath
 from tqdm import tqdm
 
+from jaxsft.adapters.folder import Saved, is_adapter
 from jaxsft.adapters.method import Maintenance
 from jaxsft.config import DataConfig, MixtureConfig, TrainConfig, TypesConfig
 from jaxsft.data.classes import for_held_out, inference_condition
@@ -37,6 +38,8 @@ from jaxsft.training.checkpoint import Checkpoints, snapshot_steps
 from jaxsft.training.fisher import Fisher
 from jaxsft.training.program import Program, architecture, build, check_grouping, check_rows, parameter_count
 from jaxsft.training.references import References
+from jaxsft.training.restore import open_start
+from jaxsft.training.saved import begin, begin_frozen
 from jaxsft.training.state import Frozen, TrainState
 from jaxsft.training.throughput import flops_per_token, memory_gib, peak_flops
 from jaxsft.training.workdir import Metrics, Workdir
@@ -97,6 +100,7 @@ class Run:
     base_path: epath.Path
     steps: int
     flops_per_token: float
+    start: Saved | None
 
 
 def _set_up(config: TrainConfig, folder: Workdir) -> Run:
@@ -106,6 +110,12 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
     path = resolve(config.model.path)
     if (path / "checkpoints").exists():
         raise UserError(f"config.model.path={path} is a run's workdir; name an export of it (scripts/export.py).")
+    if is_adapter(path):
+        raise UserError(
+            f"config.model.path={path} is an adapter; name its base there, and the adapter in config.adapter.start."
+        )
+    if config.model.base:
+        raise UserError("config.model.base is for adapters that are opened; training names the base as its path.")
     arch = architecture(config.model, path)
     tokenizer = load_tokenizer(path)
     objective = make_objective(config.objective)
@@ -120,6 +130,8 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
     rows = process_share(mesh, jax.process_index())
     loader = Loader(dataset, config.data, config.batch_size, config.seed, *rows)
     held_out, fingerprints = None, {"data": dataset.fingerprint, "model": fingerprint(path)}
+    start, own = open_start(config, arch, mesh)
+    fingerprints |= own
     fingerprints |= references.fingerprints() | fisher.fingerprints()
     if config.eval.path:
         data = held_out_data(config)
@@ -161,7 +173,9 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
         _say(f"step compiled in {time.monotonic() - began:.1f} s; it needs {needed / 2**30:.3f} GiB a device")
     share = trained / (trained + frozen) if frozen else 1.0
     flops = flops_per_token(arch, loader.mean_unit_length, share if program.method.trains_base else 0.0)
-    return Run(config, program, compiled, dataset, loader, references, fisher, held_out, tasks, path, steps, flops)
+    return Run(
+        config, program, compiled, dataset, loader, references, fisher, held_out, tasks, path, steps, flops, start
+    )
 
 
 def held_out_data(config: TrainConfig) -> DataConfig:
@@ -216,9 +230,13 @@ def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Frozen, dict
         run.references.score(run.dataset, run.loader, program.decoder, program.mesh, base)
     if fresh:
         state, frozen = program.initial(base)
+        if run.start is not None:
+            state, frozen = begin(program, state, frozen, run.start, run.config.adapter.start)
         return state, run.fisher.add(program, frozen), {"num_tokens": 0}
     _say(f"resuming at step {checkpoints.latest}")
     frozen = program.frozen_only(base) if program.asks_base else program.frozen
+    if run.start is not None:
+        frozen = begin_frozen(program, frozen, run.start, run.config.adapter.start)
     del base
     frozen = run.fisher.add(program, frozen)
     state, counters = checkpoints.restore(checkpoints.latest, program.state)
