@@ -47,6 +47,7 @@ CHOICES = {
     "variant": ("ag", "ma"),
     "policy": ("linear", "cosine"),
     "SpIELConfig.dtype": ("float32", "bfloat16"),
+    "PruneConfig.score": ("wanda", "magnitude"),
     "OptimizerConfig.name": ("adamw", "adafactor", "lion", "sm3", "muon"),
 }
 POSITIVE = {
@@ -56,6 +57,7 @@ POSITIVE = {
     "init_std", "embed_std",
     "experts", "microbatch_rows",
     "reselect_every", "phase", "rate",
+    "cycles",
 }  # fmt: skip
 NOT_NEGATIVE = {
     "SourceConfig.weight", "max_dropped", "dropout", "z_loss", "label_smoothing", "final_ratio", "weight_decay",
@@ -65,6 +67,7 @@ NOT_NEGATIVE = {
     "n_post_layers", "post_ln_alpha",
     "neftune_alpha", "kl_to_base", "l2_to_start", "ewc", "l1", "LoRAMoEConfig.delta", "top_k",
     "SpIELConfig.weights", "density", "lora_rank",
+    "DSnoTConfig.threshold", "DSnoTConfig.power",
 }  # fmt: skip
 AT_MOST_ONE = {"keep", "post_ln_alpha", "LoRAMoEConfig.delta", "density", "rate"}
 BELOW_ONE = {"dropout", "label_smoothing", "ema", "b1"}

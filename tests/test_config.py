@@ -29,6 +29,7 @@ from jaxsft.config import (
     ModelConfig,
     ObjectiveConfig,
     OptimizerConfig,
+    PruneConfig,
     RecipeConfig,
     RegularizersConfig,
     ScoreConfig,
@@ -60,8 +61,11 @@ from jaxsft.models.quantized import quantize_params
 from jaxsft.objectives.objective import ModelOutput
 from jaxsft.objectives.registry import make_objective
 from jaxsft.objectives.terms import total
+from jaxsft.pruning.masks import parse
+from jaxsft.pruning.prune import Rule
 from jaxsft.recipes import stages
 from jaxsft.scoring.embedding import mean_hidden_states
+from jaxsft.scoring.statistics import Moments
 from jaxsft.sharding import make_mesh
 from jaxsft.training.optimizer import DIRECTIONS, make_optimizer, make_schedule
 from jaxsft.training.program import Program, dtypes
@@ -69,7 +73,7 @@ from jaxsft.validation import CHOICES, NOT_NEGATIVE, POSITIVE, did_you_mean, fro
 from tests.data.conftest import make_tokenizer
 from tests.tiny import llama, make_batch, random_examples
 
-KINDS = (TrainConfig, EvaluateConfig, SuiteConfig, ScoreConfig, DisperseConfig, StageConfig, RecipeConfig)
+KINDS = (TrainConfig, EvaluateConfig, SuiteConfig, ScoreConfig, DisperseConfig, StageConfig, RecipeConfig, PruneConfig)
 
 
 def full() -> TrainConfig:
@@ -268,6 +272,13 @@ def _l1_on(choice, tmp_path):
     return float(objective.penalties(Parts(weight, {}, {}, weight))["l1"].sum)
 
 
+def _prune_score(choice, tmp_path):
+    """Which of two inputs an output keeps: one of weight 2, or one of weight 1 and ten times the size."""
+    inputs = Moments(jnp.float32(4), jnp.zeros(2), jnp.array([4.0, 400.0]))
+    rule = Rule(choice, parse("1:2"), False, 0, 0.0, 0.0, False)
+    return rule.keeps(jnp.array([[2.0], [1.0]]), inputs, 1)[:, 0].tolist()
+
+
 def _schedule(choice, tmp_path):
     return tuple(float(make_schedule(OptimizerConfig(schedule=choice), 20)(step)) for step in range(20))
 
@@ -415,6 +426,7 @@ READERS = {
     "schedule": (_schedule, None),
     "task": (lambda choice, _: HEADLINES[choice], None),
     "normalize": (_grade, {"none": 1, "tokens": 2, "bytes": 0}),
+    "PruneConfig.score": (_prune_score, {"wanda": [False, True], "magnitude": [True, False]}),
     "OptimizerConfig.name": (_optimizer, None),
     "variant": (_variant, {"ag": ("age", "mu", "nu"), "ma": ("rows", "columns")}),
     "policy": (lambda choice, _: Clock(20, 5, 0.2, choice, 60).proportion(5), None),
@@ -426,7 +438,7 @@ READERS = {
 def test_every_choice_is_known_to_its_reader(name, tmp_path):
     read, expected = READERS[name]
     effects = {choice: read(choice, tmp_path) for choice in CHOICES[name]}
-    assert len(set(effects.values())) == len(CHOICES[name]), "two choices do the same"
+    assert len({str(effect) for effect in effects.values()}) == len(CHOICES[name]), "two choices do the same"
     assert expected is None or effects == expected
 
 

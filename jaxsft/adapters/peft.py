@@ -94,9 +94,9 @@ def load_peft(path: epath.PathLike, arch: Architecture) -> tuple[dict[str, Any],
     """
     path = epath.Path(path)
     contents = read_config(path)
-    common = _Sizes(contents, list(_kernels(arch)), arch)
+    rank_of = _Sizes(contents, list(_kernels(arch)), arch).rank_of
     expected = {
-        PREFIX + module_name(arch, module) + suffix: (module, leaf, _shape(leaf, kernel, common.rank_of[module]))
+        PREFIX + module_name(arch, module) + suffix: (module, leaf, _shape(leaf, kernel, rank_of[module]))
         for module, kernel in _kernels(arch).items()
         for leaf, suffix in _suffixes(module).items()
     }

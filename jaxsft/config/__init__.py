@@ -10,6 +10,7 @@ from jaxsft.config.evaluation import EvalConfig, EvaluateConfig, SuiteConfig, Ta
 from jaxsft.config.jobs import DisperseConfig, MergeConfig, RecipeConfig, ScoreConfig, StageConfig
 from jaxsft.config.model import MeshConfig, ModelConfig, NewModelConfig
 from jaxsft.config.objective import ObjectiveConfig, ReferenceConfig, RegularizersConfig
+from jaxsft.config.pruning import DSnoTConfig, PruneConfig
 from jaxsft.config.training import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "CheckpointConfig",
     "ClassesConfig",
     "DCoTConfig",
+    "DSnoTConfig",
     "DataConfig",
     "DisperseConfig",
     "EvalConfig",
@@ -31,6 +33,7 @@ __all__ = [
     "NewModelConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "PruneConfig",
     "RecipeConfig",
     "ReferenceConfig",
     "RegularizersConfig",

@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from etils import epath
 
 from jaxsft.adapters.folder import Saved, collect, is_adapter, load_adapter, overlay, read_card
@@ -67,7 +68,7 @@ def begin(program: Program, state: TrainState, frozen: Frozen, saved: Saved, whe
     aux = dict(state.aux)
     aux["method"] = _place(overlay(arch, aux["method"], saved.aux, where), aux["method"])
     if "ema" in aux:
-        aux["ema"] = jax.tree.map(lambda leaf: leaf + 0, params)
+        aux["ema"] = jax.tree.map(jnp.copy, params)
     frozen = begin_frozen(program, frozen, saved, where)
     return dataclasses.replace(state, params=params, aux=aux), frozen
 

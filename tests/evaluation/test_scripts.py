@@ -6,8 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from jaxsft.adapters.peft import save_peft
+from jaxsft.config import LoRAConfig
 from tests.evaluation.folders import make_folder
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -28,7 +31,12 @@ def get_config():
 def runs(tmp_path_factory):
     """name -> (exit status, stdout, stderr) of commands that run side by side; and the folder they ran in."""
     here = tmp_path_factory.mktemp("scripts")
-    make_folder(here / "model")
+    decoder, _ = make_folder(here / "model")
+    lora = LoRAConfig(rank=2, targets=("layers.1.attn.q_proj",))
+    factors = {"lora_a": np.ones((3, 32, 2), np.float32), "lora_b": np.full((3, 2, 32), 0.1, np.float32)}
+    tree = {"stacks": {"0": {"0": {"attn": {"q_proj": factors}}}}}
+    save_peft(here / "adapter", decoder.arch, tree, lora, "/moved/away")
+    adapter, base = f"--model={here / 'adapter'}", f"--base={here / 'model'}"
     (here / "text.jsonl").write_text('{"text": "Hello, world."}\n{"text": "a longer text, of bytes"}\n')
     model, text, out = (
         f"--model={here / 'model'}",
@@ -57,6 +65,10 @@ def runs(tmp_path_factory):
             out + "2",
         ],
         "generate two": ["generate", "--model=world:chat", known, unknown],
+        "evaluate adapter": [*NLL, adapter, base, text, out + "-adapter", cache],
+        "generate adapter": ["generate", adapter, base, "--prompt=Hello", "--raw", "--max_new_tokens=3"],
+        "export adapter": ["export", adapter, base, f"--output={here / 'own'}", "--format=adapter"],
+        "no base": ["generate", adapter, "--prompt=Hello", "--raw"],
         "export": ["export", model, f"--output={here / 'exported'}", "--format=hf", "--dtype=bfloat16"],
     }
     environment = os.environ | {"PYTHONPATH": str(REPOSITORY), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
@@ -82,6 +94,20 @@ def test_evaluate_writes_figures(runs):
         stdout.splitlines()[-1]
         == f"{here / 'out'}: nll_per_token {figures['nll_per_token']:.5f} over 36 tokens of 2 examples"
     )
+
+
+def test_every_script_opens_an_adapter(runs):
+    """PEFT's folder, whose base has moved; and says how to name it."""
+    here, results = runs
+    for name in ("evaluate adapter", "generate adapter", "export adapter"):
+        assert results[name][0] == 0, results[name][2]
+    adapted, plain = (json.loads((here / file).read_text())["nll_per_token"] for file in ("out-adapter", "out"))
+    assert abs(adapted - plain) > 1e-4
+    assert "3 new tokens" in results["generate adapter"][1]
+    assert json.loads((here / "own" / "adapter.json").read_text())["base"]["name"] == str(here / "model")
+    status, _, stderr = results["no base"]
+    assert status == 1 and "Traceback" not in stderr
+    assert "is an adapter for /moved/away, which is no folder here" in stderr and "--base=FOLDER" in stderr
 
 
 def test_suite_writes_figures_and_answers(runs):

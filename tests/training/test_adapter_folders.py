@@ -20,6 +20,7 @@ from jaxsft.training.program import abstract_batch, build
 from jaxsft.training.restore import OpenModel, open_model, open_start
 from jaxsft.training.train import train
 from jaxsft.validation import validate
+from tests.conftest import REPOSITORY
 from tests.evaluation.folders import make_folder
 from tests.tiny import llama
 from tests.training.conftest import lines
@@ -87,6 +88,8 @@ def test_a_folder_of_every_kind(opened, source, mesh, kind, tmp_path):
     assert (again.template, again.source) == ("plain", source) and again.method.config == model.method.config
     card = json.loads((tmp_path / "out" / "adapter.json").read_text())
     assert (card["kind"], card["base"]["name"]) == (kind, str(source)) and card["version"]
+    table = (REPOSITORY / "docs" / "formats.md").read_text().split("| field of `adapter.json` | |\n|---|---|\n")[1]
+    assert list(card) == [row.split("`")[1] for row in table.split("\n\n")[0].splitlines()]
     names = tensorfiles.TensorFile(tmp_path / "out" / "adapter.safetensors", integers=True).entries
     assert not {name.rpartition(".")[2] for name in names} & {"kernel", "embedding", "bias"}
     assert "params.layers.1.mlp.up_proj" in {name.rpartition(".")[0] for name in names}
@@ -172,6 +175,27 @@ def test_a_peft_folder_opens(opened, source, mesh, tmp_path):
     assert (tmp_path / "merged" / "chat_template.jinja").read_text() == (
         tmp_path / "out" / "chat_template.jinja"
     ).read_text()
+
+
+def test_a_hub_name(opened, source, mesh, tmp_path, monkeypatch):
+    """What is fetched of a hub's folder includes the adapter's own files, and it opens like a local one."""
+    import huggingface_hub
+
+    export_peft(opened("lora"), tmp_path / "remote")
+    asked = {}
+
+    def download(name, allow_patterns):
+        asked[name] = allow_patterns
+        (tmp_path / "fetched").mkdir()
+        for file in (tmp_path / "remote").iterdir():
+            if any(file.match(pattern) for pattern in allow_patterns):
+                shutil.copy(file, tmp_path / "fetched")
+        return str(tmp_path / "fetched")
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+    again = open_model("someone/adapter", FLOATS, mesh)
+    np.testing.assert_allclose(logits(again), logits(opened("lora")), atol=1e-6)
+    assert list(asked) == ["someone/adapter"]
 
 
 def run(source, records, tmp_path, kind: str, **adapter) -> TrainConfig:
