@@ -42,7 +42,7 @@ CHOICES = {
     "LoRAMoEConfig.tokens": ("valid", "all"),
     "LoRAMoEConfig.scope": ("per_example", "microbatch", "global"),
     "schedule": ("cosine", "linear", "constant", "wsd"),
-    "task": ("perplexity", "multiple_choice", "generation", "deviation"),
+    "task": ("perplexity", "multiple_choice", "generation", "deviation", "routing"),
     "normalize": ("none", "tokens", "bytes"),
     "variant": ("ag", "ma"),
     "policy": ("linear", "cosine"),

@@ -13,8 +13,8 @@ class TaskConfig:
     Attributes:
       name: what its figures are called where several tasks are measured; each then has one of its own.
       task: "perplexity" (negative log-likelihood of conversations or text), "multiple_choice" (the likeliest of the
-        given answers), "generation" (the answer that the model writes) or "deviation" (how far the model moved from
-        another on the data).
+        given answers), "generation" (the answer that the model writes), "deviation" (how far the model moved from
+        another on the data) or "routing" (which of an adapter's experts the data is routed to).
       data: the rows to score; packed or not, the figures do not change. `template` "auto" is the run's own.
       batch_size: rows of a batch; for "generation": prompts answered at once.
       normalize: for "multiple_choice": divide an answer's log-likelihood by its "tokens", "bytes" or "none".

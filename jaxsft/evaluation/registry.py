@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxsft.config import DataConfig, TaskConfig
 from jaxsft.errors import UserError
-from jaxsft.evaluation import deviation, generation, multiple_choice, perplexity
+from jaxsft.evaluation import deviation, generation, multiple_choice, perplexity, routing
 from jaxsft.evaluation.task import Result, Subject, Task
 
 HEADLINES = {
@@ -15,17 +15,20 @@ HEADLINES = {
     "multiple_choice": "accuracy {accuracy:.4f} +- {standard_error:.4f} (chance {chance:.4f}) on {questions} questions",
     "generation": "exact_match {exact_match:.4f} +- {standard_error:.4f} on {questions} questions",
     "deviation": "deviation {deviation:.5f}, kl_per_token {kl_per_token:.5f} over {tokens} tokens, {examples} examples",
+    "routing": "cv {cv:.4f} over {tokens} tokens, {examples} examples",
 }
 FIGURES = {  # the one that stands for a task
     "perplexity": "nll_per_token",
     "multiple_choice": "accuracy",
     "generation": "exact_match",
     "deviation": "deviation",
+    "routing": "cv",
 }
 PREPARE: dict[str, Callable[..., Task]] = {
     "perplexity": perplexity.prepare,
     "multiple_choice": multiple_choice.prepare,
     "generation": generation.prepare,
+    "routing": routing.prepare,
 }
 
 

@@ -59,7 +59,8 @@ def evaluate(config: EvaluateConfig | SuiteConfig) -> Evaluation:
     reference = None
     if any(task.task == "deviation" for task in tasks):
         reference = _open_reference(model, config, mesh)
-    subject = Subject(model.decoder, model.tokenizer, model.source, mesh, adapted=model.adapters is not None)
+    run = model.adapters is not None, model.method, model.types
+    subject = Subject(model.decoder, model.tokenizer, model.source, mesh, *run)
     # all is read before work begins
     prepared = [prepare(task, subject, model.template, reference, model.condition) for task in tasks]
     tables, records, headlines = {}, [], {}

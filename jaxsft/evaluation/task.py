@@ -13,6 +13,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
+from jaxsft.config import TypesConfig
 from jaxsft.data.tokenizer import Tokenizer
 
 
@@ -25,6 +26,8 @@ class Subject(NamedTuple):
       source: the Hugging Face folder that its tokenizer and names come from.
       mesh: where its parameters live.
       adapted: whether the parameters come with an adapter, without which they are the base.
+      method: how a run trained it, a `jaxsft.adapters.method.Method`; None for a plain model folder.
+      types: of the examples of that run (`DataConfig.types`), likewise.
     """
 
     decoder: Any
@@ -32,6 +35,8 @@ class Subject(NamedTuple):
     source: epath.Path
     mesh: Mesh
     adapted: bool = False
+    method: Any = None
+    types: TypesConfig | None = None
 
 
 class Result(NamedTuple):

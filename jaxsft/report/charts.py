@@ -146,17 +146,17 @@ def trade_off(
         taken.append((x - 7, y - 7, x + 7, y + 7))
         label = beside("before", x, y, SIZE, taken, bounds)
         taken.append(label.box)
-        parts.append(_text(label.text, label.x, label.y, label.anchor, "label", BEFORE))
+        parts.append(text_at(label.text, label.x, label.y, label.anchor, "label", BEFORE))
     for point in points:
         label = beside(shortened(point.label, 24), frame.x(point.x), frame.y(point.y), SIZE, taken, bounds)
         taken.append(label.box)
-        parts.append(_text(label.text, label.x, label.y, label.anchor, "label", point.ink))
+        parts.append(text_at(label.text, label.x, label.y, label.anchor, "label", point.ink))
     for path in (p for p in paths if p.label):
         x, y = _middle([(frame.x(x), frame.y(y)) for x, y in path.points])
         label = beside(shortened(path.label, 24), x, y, SIZE + 1, taken, bounds, gap=11)
         taken.append(label.box)
-        parts.append(_text(label.text, label.x, label.y, label.anchor, "label family", path.ink))
-    return _svg(parts, size, title)
+        parts.append(text_at(label.text, label.x, label.y, label.anchor, "label family", path.ink))
+    return svg(parts, size, title)
 
 
 def lines(
@@ -197,11 +197,11 @@ def lines(
     for curve, end, place in zip(named, ends, stacked(ends, SIZE + 0.5, frame.box[1], frame.box[3])):
         x = frame.x(curve.points[-1][0])
         leader = f'<path class="leader" d="M{x + 3:.1f} {end:.1f}L{frame.box[2] + 8:.1f} {place:.1f}"/>'
-        text = _text(
+        text = text_at(
             shortened(curve.label), frame.box[2] + 10, place + SIZE * 0.32, "start", "label end", curve.ink, curve.label
         )
         parts.append(leader + text)
-    return _svg(parts, size, y_axis.label)
+    return svg(parts, size, y_axis.label)
 
 
 def scatter(
@@ -237,8 +237,8 @@ def scatter(
         middle = (sum(x for x, _ in own) / len(own), sum(y for _, y in own) / len(own))
         label = beside(name, *middle, SIZE + 1, taken, (0, 0, *size), gap=0)
         taken.append(label.box)
-        labels.append(_text(label.text, label.x, label.y, label.anchor, "label family", ink))
-    return _svg(parts + labels, size, title)
+        labels.append(text_at(label.text, label.x, label.y, label.anchor, "label family", ink))
+    return svg(parts + labels, size, title)
 
 
 def label_room(labels: Sequence[str]) -> float:
@@ -285,15 +285,15 @@ def _axes(frame: Frame, x_axis: Axis, y_axis: Axis, size: tuple[int, int], small
     for value in ys:
         y = frame.y(value)
         parts.append(f'<path class="grid" d="M{left:.1f} {y:.1f}H{right:.1f}"/>')
-        parts.append(_text(_tick(value, ys, y_axis.share), left - 7, y + SIZE * 0.34, "end", "tick"))
+        parts.append(text_at(_tick(value, ys, y_axis.share), left - 7, y + SIZE * 0.34, "end", "tick"))
     parts.append(f'<path class="base" d="M{left:.1f} {bottom:.1f}H{right:.1f}"/>')
     for value in xs:
         x = frame.x(value)
         parts.append(f'<path class="base" d="M{x:.1f} {bottom:.1f}v4"/>')
-        parts.append(_text(_tick(value, xs, x_axis.share), x, bottom + 4 + SIZE, "middle", "tick"))
+        parts.append(text_at(_tick(value, xs, x_axis.share), x, bottom + 4 + SIZE, "middle", "tick"))
     parts.append(_title(y_axis, 2, SIZE + 1, "start", size[0]))
     if small:
-        parts.append(_text(x_axis.label, left, bottom + 5 + 2 * SIZE, "start", "tick"))
+        parts.append(text_at(x_axis.label, left, bottom + 5 + 2 * SIZE, "start", "tick"))
     else:
         parts.append(_title(x_axis, right, size[1] - 7, "end", size[0]))
     return "".join([*parts, "</g>"])
@@ -302,7 +302,7 @@ def _axes(frame: Frame, x_axis: Axis, y_axis: Axis, size: tuple[int, int], small
 def _title(axis: Axis, x: float, y: float, anchor: str, width: int) -> str:
     unit = ", %" if axis.share else ""
     most = int((width - 10) / text_width("m", SIZE * 1.1)) - len(unit)
-    return _text(shortened(axis.label, most) + unit, x, y, anchor, "title", full=axis.label)
+    return text_at(shortened(axis.label, most) + unit, x, y, anchor, "title", full=axis.label)
 
 
 def _better(frame: Frame, x_axis: Axis, y_axis: Axis) -> str:
@@ -314,7 +314,7 @@ def _better(frame: Frame, x_axis: Axis, y_axis: Axis) -> str:
     arrow = arrow[x_axis.higher_is_better, y_axis.higher_is_better]
     x, anchor = (right - 4, "end") if x_axis.higher_is_better else (left + 4, "start")
     y = top - 6 if y_axis.higher_is_better else bottom - 8
-    return _text(f"better {arrow}", x, y, anchor, "note")
+    return text_at(f"better {arrow}", x, y, anchor, "note")
 
 
 def _cross(frame: Frame, at: XY) -> str:
@@ -380,14 +380,16 @@ def _middle(places: Sequence[XY]) -> XY:
     return (a + c) / 2, (b + d) / 2
 
 
-def _text(text: str, x: float, y: float, anchor: str, kind: str, ink: Ink | None = None, full: str = "") -> str:
+def text_at(text: str, x: float, y: float, anchor: str, kind: str, ink: Ink | None = None, full: str = "") -> str:
+    """A text of a class of `chart.css`; a shortened one has the `full` one as its hint."""
     series = f' style="{ink.style}"' if ink else ""
     kind = f"series {kind}" if ink else kind
     hint = f"<title>{escape(full)}</title>" if full and full != text else ""
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}"{series}>{hint}{escape(text)}</text>'
 
 
-def _svg(parts: Sequence[str], size: tuple[int, int], title: str) -> str:
+def svg(parts: Sequence[str], size: tuple[int, int], title: str) -> str:
+    """A drawing of that size in its own units; the title is for readers who hear it."""
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="0 0 {size[0]} {size[1]}" role="img" '
         f'aria-label="{escape(title)}">{"".join(parts)}</svg>'

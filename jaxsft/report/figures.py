@@ -34,11 +34,13 @@ METRICS = {
         Metric("log_ratio_per_token", "log ratio per token"),
         Metric("mean_token_accuracy", "token accuracy", True, True),
         Metric("watched", "watched", True),
+        Metric("cv", "CV of expert load"),
+        Metric("own_type", "weight on own type", True),
         Metric("ended", "answers that end", True, True),
     )
 }
 HEADLINES = ("exact_match", "accuracy", "nll_per_token", "loss", "perplexity", "deviation", "kl_per_token")
-SECOND = ("watched", "kl_per_token")  # columns of their own beside the headline
+SECOND = ("watched", "kl_per_token", "own_type")  # columns of their own beside the headline
 
 
 def metric(key: str) -> Metric:

@@ -10,7 +10,7 @@ from markupsafe import Markup
 
 from jaxsft import __version__
 from jaxsft.errors import UserError
-from jaxsft.report import plots, repeat
+from jaxsft.report import plots, repeat, routing
 from jaxsft.report.charts import marker
 from jaxsft.report.groups import Group, choose_before, make_groups
 from jaxsft.report.questions import change, samples, spread
@@ -80,6 +80,7 @@ def render(story: Story, questions: int = 8, shown: int = 3) -> str:
         changes=_changes(story, questions),
         samples=_samples(story, shown),
         parts=_parts(story),
+        routing=_routing(story),
         differences=differences(story),
         making=_making(story),
         versions=_versions(story),
@@ -139,6 +140,23 @@ def _parts(story: Story) -> dict[str, list[dict[str, Any]]]:
             if table := parts_table(story, task, split):
                 places["first" if task in (story.learnt, story.kept) else "others"].append(table)
     return places
+
+
+def _routing(story: Story) -> list[dict[str, Any]]:
+    """The heat maps of the first run of every group that routes."""
+    shown = [(group, run) for group in story.groups if (run := group.runs[0]).routing]
+    return [
+        {
+            "name": run.name,
+            "ink": story.ink(group),
+            "panels": [Markup(svg) for svg in routing.panels(run)],
+            "scale": routing.scale(run),
+            "cv": run.routing["cv"],
+            "own_type": run.routing.get("own_type"),
+            "left_out": max(len(run.routing["kinds"]) - routing.MOST_KINDS, 0),
+        }
+        for group, run in shown
+    ]
 
 
 def _making(story: Story) -> list[dict[str, Any]]:

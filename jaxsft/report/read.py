@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxsft.errors import UserError
 
-FILES = ("config.json", "metrics.jsonl", "summary.json", "evaluation.json", "evaluation.jsonl")
+FILES = ("config.json", "metrics.jsonl", "summary.json", "evaluation.json", "evaluation.jsonl", "tasks.json")
 LOSS_SPLITS = ("train", "eval")  # every other split of metrics.jsonl is a task measured while training
 
 Series = list[tuple[int, float]]
@@ -41,6 +41,7 @@ class Run:
       summary: what was written at the end; {} for a run that has not reached it.
       tasks: task -> figures, of the evaluation, or the last ones measured while training.
       during_training: whether `tasks` are the latter.
+      routing: figures of a task of the kind "routing", with their tables; {} where nothing is routed.
       answers: (task, index) -> answer; the same key is the same question in every run.
     """
 
@@ -53,6 +54,7 @@ class Run:
     summary: dict[str, Any] = dataclasses.field(default_factory=dict)
     tasks: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     during_training: bool = False
+    routing: dict[str, Any] = dataclasses.field(default_factory=dict)
     answers: dict[tuple[str, int], Answer] = dataclasses.field(default_factory=dict)
 
     @property
@@ -95,9 +97,10 @@ def read_run(path: str, name: str) -> Run:
         run.versions = record.get("versions", {})
     run.curves = _curves(folder / "metrics.jsonl")
     run.summary = _read_json(folder / "summary.json")
-    run.tasks = _tasks(folder / "evaluation.json")
+    run.tasks, last = _tasks(folder / "evaluation.json"), _tasks(folder / "tasks.json")
+    run.routing = next((f for tasks in (run.tasks, last) for f in tasks.values() if "kinds" in f), {})
     if not run.tasks:
-        run.tasks, run.during_training = _last_figures(run.curves), True
+        run.tasks, run.during_training = _last_figures(run.curves) | last, True
     run.answers = _answers(folder / "evaluation.jsonl")
     if not (run.config or run.curves or run.summary or run.tasks or run.answers):
         raise UserError(f"{path} holds nothing of a run; at least one of {', '.join(FILES)} must be there.")

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 
 from jaxsft.adapters.folder import Saved, collect, is_adapter, load_adapter, read_card
 from jaxsft.adapters.method import Method, Parts
-from jaxsft.config import AdapterConfig, CheckpointConfig, ModelConfig, RegularizersConfig, TrainConfig
+from jaxsft.config import AdapterConfig, CheckpointConfig, ModelConfig, RegularizersConfig, TrainConfig, TypesConfig
 from jaxsft.data.classes import inference_condition
 from jaxsft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxsft.errors import UserError
@@ -43,6 +43,7 @@ class OpenModel:
       source: the Hugging Face folder from which config, tokenizer and names come.
       condition: the condition it is to be asked with, as `DataConfig.condition`; "auto" for none.
       companions: the folder of the tokenizer's files; None is `source`.
+      types: of the examples it was trained on, as `DataConfig.types`; None for a plain model folder.
     """
 
     decoder: Decoder
@@ -55,6 +56,7 @@ class OpenModel:
     source: epath.Path
     condition: str = "auto"
     companions: epath.Path | None = None
+    types: TypesConfig | None = None
 
     @property
     def adapter_params(self) -> Tree | None:
@@ -240,7 +242,7 @@ def _open_run(
     params, adapters = program.method.compose(parts, {})
     tokenizer = load_tokenizer(str(source))
     asked = run.data.template, source, inference_condition(run.data)
-    return OpenModel(program.decoder, params, adapters, program.method, parts, tokenizer, *asked)
+    return OpenModel(program.decoder, params, adapters, program.method, parts, tokenizer, *asked, types=run.data.types)
 
 
 def _open_adapter(folder: epath.Path, config: ModelConfig, mesh: Mesh) -> OpenModel:

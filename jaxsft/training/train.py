@@ -89,6 +89,7 @@ class Run:
     """What set-up leaves for the loop; `compiled` has the steps by their kind (`Method.stage`)."""
 
     config: TrainConfig
+    folder: Workdir
     program: Program
     compiled: dict[str, Callable[..., Any]]
     dataset: Dataset
@@ -173,9 +174,8 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
         _say(f"step compiled in {time.monotonic() - began:.1f} s; it needs {needed / 2**30:.3f} GiB a device")
     share = trained / (trained + frozen) if frozen else 1.0
     flops = flops_per_token(arch, loader.mean_unit_length, share if program.method.trains_base else 0.0)
-    return Run(
-        config, program, compiled, dataset, loader, references, fisher, held_out, tasks, path, steps, flops, start
-    )
+    data = dataset, loader, references, fisher, held_out, tasks
+    return Run(config, folder, program, compiled, *data, path, steps, flops, start)
 
 
 def held_out_data(config: TrainConfig) -> DataConfig:
@@ -206,7 +206,7 @@ def _prepare_tasks(
 ) -> list[Task]:
     """What is measured besides the held-out loss, ready to be asked as often as evaluations come."""
     adapted = not program.method.trains_base
-    subject = Subject(program.decoder, tokenizer, path, program.mesh, adapted)
+    subject = Subject(program.decoder, tokenizer, path, program.mesh, adapted, program.method, config.data.types)
     condition = inference_condition(config.data)
     tasks = []
     for task in config.eval.tasks:
@@ -344,8 +344,11 @@ class Loop:
         model, adapters = run.program.method.compose(parts, {})
         if run.held_out is not None:
             self._evaluate_held_out(step, run.held_out, model, adapters)
-        for task in run.tasks:
-            self._metrics.write(step, task.name, task.measure(model, adapters).numbers)
+        results = {task.name: task.measure(model, adapters) for task in run.tasks}
+        for name, result in results.items():
+            self._metrics.write(step, name, result.numbers)
+        if results and step == run.steps:  # the lines hold no tables
+            run.folder.write_json("tasks.json", {"tasks": {name: r.figures for name, r in results.items()}})
         self._clock = time.monotonic()
 
     def _evaluate_held_out(self, step: int, held_out: Loader, model: Any, adapters: Any) -> None:
