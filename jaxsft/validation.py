@@ -122,7 +122,7 @@ def validate(config: Any, where: str = "config") -> None:
             _check_names([item for item in value if isinstance(item, TaskConfig)], path)
     if isinstance(config, TrainConfig):
         _check_weights(config)
-        _check_rows(config)
+        _check_routing(config)
     if isinstance(config, ModelConfig):
         _check_new(config, where)
 
@@ -157,12 +157,22 @@ def _check_new(config: ModelConfig, where: str) -> None:
         )
 
 
-def _check_rows(config: TrainConfig) -> None:
-    routed = config.adapter.loramoe
+def _check_routing(config: TrainConfig) -> None:
+    routed, where = config.adapter.loramoe, "config.adapter.loramoe"
+    if routed.scope != "per_example" and config.accumulate > 1:
+        raise UserError(
+            f"{where}.scope is {routed.scope!r}, whose variance does not add up over micro-batches, but "
+            f"config.accumulate is {config.accumulate}; set the scope to 'per_example', or accumulate to 1."
+        )
     if routed.scope == "microbatch" and config.batch_size % routed.microbatch_rows:
         raise UserError(
-            f"config.adapter.loramoe.microbatch_rows is {routed.microbatch_rows}, which does not divide the "
-            f"{config.batch_size} rows of config.batch_size; choose a divisor."
+            f"{where}.microbatch_rows is {routed.microbatch_rows}, which does not divide the {config.batch_size} rows "
+            "of config.batch_size; choose a divisor."
+        )
+    if routed.tokens == "all" and config.data.packing:
+        raise UserError(
+            f"{where}.tokens is 'all', which counts padding to the example of its row, but config.data.packing puts "
+            "several into a row; set it to False, or tokens to 'valid'."
         )
 
 

@@ -183,7 +183,7 @@ def make(config: TrainConfig, arch: Architecture) -> LoRAMoE:
     """The method that a run's config describes.
 
     Raises:
-      UserError: for experts and types that do not fit each other, and for what the constraint cannot be taken of.
+      UserError: for experts and types that do not fit each other, and for experts on the head.
     """
     own, method = config.adapter.loramoe, LoRAMoE(config.adapter.loramoe, arch)
     if own.expert_types and len(own.expert_types) != own.experts:
@@ -206,15 +206,5 @@ def make(config: TrainConfig, arch: Architecture) -> LoRAMoE:
         raise UserError(
             f"{WHERE}.targets names the head, which is applied to chunks of tokens that do not report their routing; "
             "choose patterns that leave it out."
-        )
-    if own.scope != "per_example" and config.accumulate > 1:
-        raise UserError(
-            f"{WHERE}.scope is {own.scope!r}, whose variance does not add up over micro-batches, but config.accumulate "
-            f"is {config.accumulate}; set one of them to 'per_example' or 1."
-        )
-    if own.tokens == "all" and config.data.packing:
-        raise UserError(
-            f"{WHERE}.tokens is 'all', which counts padding to the example of its row, but config.data.packing puts "
-            "several into a row; set it to False, or tokens to 'valid'."
         )
     return method

@@ -1,10 +1,11 @@
 """Heat maps of routed experts: for each kind of example the mean weight of every expert in every layer.
 
 Weights are means over the routed linear maps of a layer. A cell is blue where an expert gets more than its even share
-of 1 / N, orange where it gets less; all maps of a run share one scale.
+of 1 / N, orange where it gets less, strongest at the highest and the lowest weight of the run.
 """
 
 import dataclasses
+import math
 import re
 import statistics
 from html import escape
@@ -50,8 +51,7 @@ def panels(run: Run) -> list[str]:
     """A map for each kind, as `<svg>` elements."""
     found, labels = heats(run), list(_layers(run.routing.get("maps", [])))
     experts = run.routing.get("experts", [])
-    reach = max((abs(w * len(row) - 1) for heat in found for row in heat.weights for w in row), default=0) or 1.0
-    return [_panel(heat, labels, experts, reach) for heat in found]
+    return [_panel(heat, labels, experts, scale(run)) for heat in found]
 
 
 def scale(run: Run) -> tuple[float, float, float] | None:
@@ -69,8 +69,8 @@ def _layers(maps: list[str]) -> dict[str, list[int]]:
     return found
 
 
-def _panel(heat: Heat, labels: list[str], experts: list[int], reach: float) -> str:
-    wide, several, even = WIDTH / len(labels), len(set(experts)) > 1, 1 / len(experts)
+def _panel(heat: Heat, labels: list[str], experts: list[int], ends: tuple[float, float, float]) -> str:
+    wide, several, (low, even, high) = WIDTH / len(labels), len(set(experts)) > 1, ends
     kind = f", type {heat.kind}" if heat.kind >= 0 else ""
     parts = [text_at(shortened(heat.name, 24) + kind, 2, 13, "start", "title", full=heat.name)]
     parts.append(text_at(f"{heat.examples} example{'s' if heat.examples != 1 else ''}", 2, 29, "start", "tick"))
@@ -81,7 +81,9 @@ def _panel(heat: Heat, labels: list[str], experts: list[int], reach: float) -> s
         parts.append(text_at(name, LEFT - 6, y + HEIGHT * 0.66, "end", "tick"))
         for column, row in enumerate(heat.weights):
             hint = f"layer {labels[column]}, expert {n + 1}: {100 * row[n]:.1f} %"
-            parts.append(_cell(LEFT + column * wide, y, wide, row[n], (row[n] / even - 1) / reach, hint))
+            reach = (high if row[n] > even else low) - even
+            distance = math.copysign((row[n] - even) / reach, reach) if reach else 0.0
+            parts.append(_cell(LEFT + column * wide, y, wide, row[n], distance, hint))
         y += HEIGHT
     for column in range(0, len(labels), -(-len(labels) // 8)):
         parts.append(text_at(labels[column], LEFT + (column + 0.5) * wide, y + 14, "middle", "tick"))

@@ -18,6 +18,7 @@ from jaxsft.models.architecture import Architecture
 from jaxsft.models.decoder import Decoder
 from jaxsft.models.projection import Context
 from jaxsft.training.program import parameter_count
+from jaxsft.validation import validate
 from tests.adapters.routed import GOLDEN, golden_node, node, one_example_rows
 from tests.tiny import LLAMA, llama
 
@@ -222,7 +223,6 @@ def routed_config(**fields) -> TrainConfig:
         ({"expert_types": (1, 0)}, r"expert_types is \(1, 0\) for 6 experts"),
         ({"top_k": 7}, r"top_k is 7, but there are 6 experts"),
         ({"targets": ("layers.*", "head")}, r"targets names the head"),
-        ({"tokens": "all"}, r"tokens is 'all', which counts padding"),
     ],
 )
 def test_what_does_not_fit_is_refused(fields, message):
@@ -233,10 +233,21 @@ def test_what_does_not_fit_is_refused(fields, message):
 @pytest.mark.parametrize("scope", ["microbatch", "global"])
 def test_what_does_not_add_up_refuses_accumulation(scope):
     config = routed_config(scope=scope)
-    make_method(config, ARCH, 1)
+    validate(config)
     config.accumulate = 2
     with pytest.raises(UserError, match=rf"scope is '{scope}', whose variance does not add up"):
-        make_method(config, ARCH, 1)
+        validate(config)
+
+
+def test_rows_that_do_not_go_together_are_refused():
+    config = routed_config(scope="microbatch", microbatch_rows=3)
+    with pytest.raises(UserError, match=r"microbatch_rows is 3, which does not divide the 16 rows"):
+        validate(config)
+    config = routed_config(tokens="all")
+    with pytest.raises(UserError, match=r"tokens is 'all', which counts padding"):
+        validate(config)
+    config.data.packing = False
+    validate(config)
 
 
 def test_odd_numbers_of_experts_and_more_types():

@@ -43,7 +43,15 @@ def spp(config: TrainConfig) -> None:
     config.adapter.kind, config.adapter.spp.rank, config.adapter.spp.dropout = "spp", 4, 0.1
 
 
-@pytest.mark.parametrize("method", [preference, chunks, classes, spp])
+def experts(config: TrainConfig) -> None:
+    """Under dropout, whose masks a resumed run draws as the whole one does."""
+    config.data.packing, config.data.max_length = True, 16
+    config.data.types.by, config.data.types.of = "source", {"good": 1}
+    config.adapter.kind = "loramoe"
+    config.adapter.loramoe.dropout, config.adapter.loramoe.dropout_mode = 0.3, "per_expert"
+
+
+@pytest.mark.parametrize("method", [preference, chunks, classes, spp, experts])
 def test_a_run_that_was_broken_off_writes_the_same_lines(model_folder, records, tmp_path, method):
     """Over an epoch's end: eight rows a step, and no epoch has more than sixteen."""
     config = TrainConfig(batch_size=8, steps=4)

@@ -15,7 +15,13 @@ MODEL = LLAMA | {
     "hidden_size": 512, "intermediate_size": 1408, "num_hidden_layers": 4, "num_attention_heads": 4,
     "num_key_value_heads": 2, "head_dim": 128, "vocab_size": 32000,
 }  # fmt: skip
-CASES = {"full": ("sft", "accumulate=2"), "lora": ("lora", "accumulate=1"), "spp": ("spp", "accumulate=1")}
+CASES = {
+    "full": ("sft", "accumulate=2"),
+    "lora": ("lora", "accumulate=1"),
+    "loramoe": ("loramoe", "accumulate=2"),
+    "spp": ("spp", "accumulate=1"),
+}
+CASES["loramoe"] = ("loramoe", "accumulate=2")
 TOPOLOGIES = {"v5e:2x2": (2, 2, 1), "v5p:2x2x2": (4, 2, 1)}  # fsdp, tensor, slices
 
 
