@@ -45,7 +45,7 @@ def spp(config: TrainConfig) -> None:
 
 def experts(config: TrainConfig) -> None:
     """Under dropout, whose masks a resumed run draws as the whole one does."""
-    config.data.packing, config.data.max_length = True, 16
+    config.data.packing = True
     config.data.types.by, config.data.types.of = "source", {"good": 1}
     config.adapter.kind = "loramoe"
     config.adapter.loramoe.dropout, config.adapter.loramoe.dropout_mode = 0.3, "per_expert"
