@@ -27,7 +27,13 @@ CHOICES = {
     "quantization": ("none", "nf4", "int8"),
     "DisperseConfig.method": ("random", "iid", "source", "task_type", "kmeans"),
     "DisperseConfig.text": ("response", "instruction", "both"),
-    "StageConfig.kind": ("train", "score", "disperse", "evaluate"),  # the names in `jaxsft.recipes.stages.KINDS`
+    "StageConfig.kind": (
+        "train",
+        "score",
+        "disperse",
+        "merge",
+        "evaluate",
+    ),  # the names in `jaxsft.recipes.stages.KINDS`
     "reduction": ("token_mean", "example_mean"),
     "ratio": ("sum", "mean"),
     "form": ("weight", "closed"),
@@ -35,6 +41,9 @@ CHOICES = {
     "mix_hidden": ("post_norm", "pre_norm"),
     "mix_reduction": ("mean", "sum"),
     "views": ("max", "mean"),
+    "trim": ("exact", "threshold"),
+    "rescale": ("auto", "none", "l1", "density"),
+    "vocabulary": ("same", "last"),
     "l1_on": ("change", "weights"),
     "LoRAMoEConfig.dropout_mode": ("shared", "per_expert"),
     "LoRAMoEConfig.form": ("cv_squared", "var_over_mean"),
@@ -66,11 +75,11 @@ NOT_NEGATIVE = {
     "snapshots", "DisperseConfig.parts",
     "n_post_layers", "post_ln_alpha",
     "neftune_alpha", "kl_to_base", "l2_to_start", "ewc", "l1", "LoRAMoEConfig.delta", "top_k",
-    "SpIELConfig.weights", "density", "lora_rank",
+    "SpIELConfig.weights", "SpIELConfig.density", "lora_rank", "gamma", "epsilon",
     "DSnoTConfig.threshold", "DSnoTConfig.power",
 }  # fmt: skip
-AT_MOST_ONE = {"keep", "post_ln_alpha", "LoRAMoEConfig.delta", "density", "rate"}
-BELOW_ONE = {"dropout", "label_smoothing", "ema", "b1"}
+AT_MOST_ONE = {"keep", "post_ln_alpha", "LoRAMoEConfig.delta", "SpIELConfig.density", "rate"}
+BELOW_ONE = {"dropout", "label_smoothing", "ema", "b1", "gamma"}
 SPLITS = ("train", "eval")  # what the lines of `metrics.jsonl` are of besides tasks
 
 
@@ -94,6 +103,9 @@ def validate(config: Any, where: str = "config") -> None:
             continue
         if float in (hint, *typing.get_args(hint)) and type(value) is int:
             value = float(value)
+            setattr(config, name, value)
+        if typing.get_origin(hint) is tuple:
+            value = _tuples(value, hint)
             setattr(config, name, value)
         if hint == dict[str, float] and isinstance(value, dict):
             value = {key: float(number) if type(number) is int else number for key, number in value.items()}
@@ -192,9 +204,7 @@ def _check_type(value: Any, hint: Any, path: str) -> None:
     if origin in (typing.Union, types.UnionType):
         good = any(type(value) is a or (a is type(None) and value is None) for a in args)
     elif origin in (list, tuple):
-        if origin is tuple and isinstance(value, list):  # JSON has no tuples
-            value = tuple(value)
-        good = isinstance(value, origin) and all(isinstance(v, args[0]) for v in value)
+        good = _is(value, hint)
     elif origin is dict:
         good = isinstance(value, dict) and all(
             isinstance(k, args[0]) and (args[1] is Any or isinstance(v, args[1])) for k, v in value.items()
@@ -204,6 +214,21 @@ def _check_type(value: Any, hint: Any, path: str) -> None:
     if not good:
         name = getattr(hint, "__name__", str(hint)) if origin is None else str(hint)
         raise UserError(f"{path} is {value!r} ({type(value).__name__}); its type is {name}.")
+
+
+def _tuples(value: Any, hint: Any) -> Any:
+    """Lists as the tuples that JSON does not have, and whole numbers as the floats that they stand for."""
+    if typing.get_origin(hint) is tuple and isinstance(value, list | tuple):
+        return tuple(_tuples(item, typing.get_args(hint)[0]) for item in value)
+    return float(value) if hint is float and type(value) is int else value
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a value is of a type, its items likewise."""
+    origin = typing.get_origin(hint)
+    if origin is None:
+        return isinstance(value, hint)
+    return isinstance(value, origin) and all(_is(item, typing.get_args(hint)[0]) for item in value)
 
 
 def did_you_mean(word: str, known: typing.Iterable[str]) -> str:
@@ -234,6 +259,6 @@ def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
         elif typing.get_origin(hint) is list and dataclasses.is_dataclass(typing.get_args(hint)[0]):
             value = [from_dict(typing.get_args(hint)[0], v, f"{where}.{name}[{i}]") for i, v in enumerate(value)]
         elif typing.get_origin(hint) is tuple:
-            value = tuple(value)
+            value = _tuples(value, hint)
         fields[name] = value
     return kind(**fields)

@@ -25,6 +25,7 @@ from jaxsft.config import (
     EvaluateConfig,
     LoRAConfig,
     LoRAMoEConfig,
+    MergeConfig,
     MixtureConfig,
     ModelConfig,
     ObjectiveConfig,
@@ -55,6 +56,8 @@ from jaxsft.dispersal import run as dispersal
 from jaxsft.errors import UserError
 from jaxsft.evaluation.multiple_choice import Question, choose
 from jaxsft.evaluation.registry import FIGURES, HEADLINES
+from jaxsft.merging.plan import make_plan
+from jaxsft.merging.trees import merge_trees
 from jaxsft.models.decoder import Decoder
 from jaxsft.models.projection import Context
 from jaxsft.models.quantized import quantize_params
@@ -71,9 +74,20 @@ from jaxsft.training.optimizer import DIRECTIONS, make_optimizer, make_schedule
 from jaxsft.training.program import Program, dtypes
 from jaxsft.validation import CHOICES, NOT_NEGATIVE, POSITIVE, did_you_mean, from_dict, to_dict, validate
 from tests.data.conftest import make_tokenizer
+from tests.evaluation.folders import make_folder
 from tests.tiny import llama, make_batch, random_examples
 
-KINDS = (TrainConfig, EvaluateConfig, SuiteConfig, ScoreConfig, DisperseConfig, StageConfig, RecipeConfig, PruneConfig)
+KINDS = (
+    TrainConfig,
+    EvaluateConfig,
+    SuiteConfig,
+    ScoreConfig,
+    DisperseConfig,
+    StageConfig,
+    RecipeConfig,
+    PruneConfig,
+    MergeConfig,
+)
 
 
 def full() -> TrainConfig:
@@ -307,6 +321,28 @@ def _quantization(choice, tmp_path):
     return str(jax.tree.leaves(params["stacks"]["0"]["0"]["attn"]["q_proj"])[0].dtype)
 
 
+def _merge_trees(method, **fields):
+    trees = [{"embed": {"embedding": jnp.cos(jnp.arange(64.0) + i).reshape(8, 8)}} for i in range(3)]
+    try:
+        merged = merge_trees(llama(), MergeConfig(method=method, density=(0.5,), **fields), trees[:2], trees[2])
+    except UserError as error:
+        return str(error)
+    return float(merged["embed"]["embedding"].sum())
+
+
+def _vocabulary(choice, tmp_path):
+    for name in ("one", "other"):
+        make_folder(tmp_path / choice / name)
+    tmp_path = tmp_path / choice
+    file = tmp_path / "other" / "tokenizer.json"
+    file.write_text(file.read_text().replace('"a"', '"new"'))
+    try:
+        make_plan(MergeConfig(models=(str(tmp_path / "one"), str(tmp_path / "other")), vocabulary=choice))
+    except UserError:
+        return "refused"
+    return "aligned"
+
+
 def _init(choice, tmp_path):
     """Whether a run looks for weights, in a folder that has none."""
     program = types.SimpleNamespace(
@@ -421,6 +457,9 @@ READERS = {
     "mix_hidden": (lambda choice, _: _of_group("sftmix", 2, mix_hidden=choice), None),
     "mix_reduction": (lambda choice, _: _of_group("sftmix", 2, mix_reduction=choice), None),
     "views": (lambda choice, _: _of_group("max_match", 3, views=choice), None),
+    "trim": (lambda choice, _: _merge_trees("ties", trim=choice), None),
+    "rescale": (lambda choice, _: [_merge_trees(m, rescale=choice) for m in ("ties", "dare_linear")].__repr__(), None),
+    "vocabulary": (_vocabulary, None),
     "StageConfig.kind": (lambda choice, _: stages.KINDS[choice].config.__name__, None),
     "l1_on": (_l1_on, {"change": 0.0, "weights": 2.0}),
     "schedule": (_schedule, None),

@@ -7,7 +7,8 @@ their meaning (`max_length`, `packing`, `learning_rate`).
 from jaxsft.config.adapter import AdapterConfig, LoRAConfig, LoRAMoEConfig, SpIELConfig, SPPConfig
 from jaxsft.config.data import ClassesConfig, DataConfig, DCoTConfig, MixtureConfig, SourceConfig, TypesConfig
 from jaxsft.config.evaluation import EvalConfig, EvaluateConfig, SuiteConfig, TaskConfig
-from jaxsft.config.jobs import DisperseConfig, MergeConfig, RecipeConfig, ScoreConfig, StageConfig
+from jaxsft.config.jobs import DisperseConfig, RecipeConfig, ScoreConfig, StageConfig
+from jaxsft.config.merging import MergeConfig, MergeRule
 from jaxsft.config.model import MeshConfig, ModelConfig, NewModelConfig
 from jaxsft.config.objective import ObjectiveConfig, ReferenceConfig, RegularizersConfig
 from jaxsft.config.pruning import DSnoTConfig, PruneConfig
@@ -27,6 +28,7 @@ __all__ = [
     "LoRAMoEConfig",
     "LogConfig",
     "MergeConfig",
+    "MergeRule",
     "MeshConfig",
     "MixtureConfig",
     "ModelConfig",

@@ -1,4 +1,4 @@
-"""Jobs around training: scoring, stages, merging."""
+"""Jobs around training: scoring, stages."""
 
 import dataclasses
 from typing import Any
@@ -65,8 +65,8 @@ class StageConfig:
 
     Attributes:
       name: of its folder in the workdir; later stages refer to that as `{name}` in any string.
-      kind: what it does: "train" (a `TrainConfig`), "score" (a `ScoreConfig`) "disperse" (a
-        `DisperseConfig`) or "evaluate" (a `SuiteConfig`).
+      kind: what it does: "train" (a `TrainConfig`), "score" (a `ScoreConfig`), "disperse" (a `DisperseConfig`), "merge"
+        (a `MergeConfig`) or "evaluate" (a `SuiteConfig`).
       config: of the type that `kind` takes; None for "train" is the recipe's `train`.
       changes: field -> value, applied to the config, such as {"objective.name": "sftmix"}.
     """
@@ -88,19 +88,3 @@ class RecipeConfig:
 
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
     stages: list[StageConfig] = dataclasses.field(default_factory=list)
-
-
-@dataclasses.dataclass
-class MergeConfig:
-    """Models that `scripts/merge.py` makes one of.
-
-    Attributes:
-      method: "linear" (the weighted mean).
-      models: folders, hub names or workdirs; dtype, tokenizer and chat template are those of the last.
-      weights: one for each model, of sum 1.
-    """
-
-    method: str = "linear"
-    models: tuple[str, ...] = ()
-    weights: tuple[float, ...] = ()
-    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)

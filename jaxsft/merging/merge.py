@@ -1,68 +1,201 @@
-"""Opens models, merges them, and leaves a Hugging Face folder: what `scripts/merge.py` does."""
+"""Models of one shape become one, a tensor at a time: what `scripts/merge.py` and the stage "merge" do.
 
-import dataclasses
-from collections.abc import Callable, Sequence
-from typing import Any
+No model is ever in memory: of every tensor of every layer the models' own are read, merged in float32, rounded once and
+written. With several devices each tensor is split over them. The folder appears when it is whole, and in it is
+`merge.json`: method, settings, sources with their fingerprints, versions, and what rounding lost.
+"""
+
+import json
+import platform
+from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from etils import epath
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from tqdm import tqdm
 
-from jaxsft.config import MergeConfig, ModelConfig
+from jaxsft import __version__
+from jaxsft.config import MergeConfig
 from jaxsft.errors import UserError
-from jaxsft.files import check_new_folder
-from jaxsft.merging.interpolate import interpolate
-from jaxsft.sharding import make_mesh
-from jaxsft.training.export import export_hf
-from jaxsft.training.restore import OpenModel, open_model
-from jaxsft.validation import did_you_mean
+from jaxsft.files import check_new_folder, new_folder, write_json
+from jaxsft.merging.linear import on_host, wide
+from jaxsft.merging.plan import Plan, make_plan
+from jaxsft.merging.registry import METHODS, Leaf
+from jaxsft.merging.sources import Source
+from jaxsft.models.checkpoint import CONFIG, copy_companions, write_tensors
+from jaxsft.models.weights import Tensor
+from jaxsft.training.export import write_template
+from jaxsft.validation import to_dict
 
-Merge = Callable[[Sequence[Any], Sequence[float]], Any]  # (parameters of each model, weights) -> parameters
-
-METHODS: dict[str, Merge] = {
-    "linear": interpolate,
-}
+MANIFEST = "merge.json"
 
 
 def merge(config: MergeConfig, output: epath.PathLike) -> str:
-    """Merges the models that `config` names into a new folder; returns a line on the result.
+    """Merges the models that `config` names into a new folder.
 
-    Adapters are first merged into their bases. Everything is computed in float32; dtype of the files, tokenizer and
-    chat template are those of the last model.
+    Every process calls it; process 0 writes.
+
+    Args:
+      config: validated.
+      output: a new or empty folder, local or `gs://`.
+
+    Returns:
+      A line on the result, with what rounding lost.
 
     Raises:
-      UserError: for models that do not go together, weights that do not fit them, and a folder that holds something.
+      UserError: for models that do not go together, settings that do not fit them, numbers that are not finite, and a
+        folder that holds something or cannot be written.
     """
     check_new_folder(output)
-    _check(config)
-    mesh = make_mesh(config.mesh)
-    models = [_open(name, mesh) for name in config.models]
-    last = models[-1]
-    for name, model in zip(config.models, models):
-        if dataclasses.replace(model.decoder.arch, source="") != dataclasses.replace(last.decoder.arch, source=""):
-            raise UserError(f"{name} and {config.models[-1]} are models of different shapes; merge models of one.")
-        if model.tokenizer.fingerprint != last.tokenizer.fingerprint:
-            raise UserError(f"{name} and {config.models[-1]} have different tokenizers; merge models that share one.")
-    with jax.set_mesh(mesh):
-        params = METHODS[config.method]([model.params for model in models], config.weights)
-    return export_hf(dataclasses.replace(last, params=params), output, mesh)
+    return carry_out(make_plan(config), output)
 
 
-def _open(name: str, mesh: Any) -> OpenModel:
-    """As a plain model in float32."""
-    model = open_model(name, ModelConfig(path=name, dtype="float32", param_dtype="float32"), mesh)
-    with jax.set_mesh(mesh):
-        return dataclasses.replace(model, params=model.merged(), adapters=None, method=None, parts=None)
+def merge_or_find(config: MergeConfig, output: epath.PathLike) -> str:
+    """`merge`, or its line where the same config has left its folder already: a stage that was broken off behind it.
+
+    Raises:
+      UserError: as `merge`, and for a folder that another config has left.
+    """
+    file = epath.Path(output) / MANIFEST
+    if not file.exists():
+        return merge(config, output)
+    found = json.loads(file.read_text())
+    if found["config"] != to_dict(config):
+        raise UserError(f"{output} holds models merged in another way; remove it, or choose another folder.")
+    return found["result"]
 
 
-def _check(config: MergeConfig) -> None:
-    if config.method not in METHODS:
-        near = did_you_mean(config.method, METHODS) or "."
-        raise UserError(f"config.method is {config.method!r}; the methods are: {', '.join(METHODS)}{near}")
-    if len(config.models) < 2:
-        raise UserError(f"config.models is {config.models!r}; name two models or more.")
-    if len(config.weights) != len(config.models):
-        raise UserError(
-            f"config.weights has {len(config.weights)} numbers for {len(config.models)} models; give each model one."
-        )
-    if abs(sum(config.weights) - 1) > 1e-6:
-        raise UserError(f"config.weights add up to {sum(config.weights):g}; a weighted mean needs a sum of 1.")
+def carry_out(plan: Plan, output: epath.PathLike) -> str:
+    """`merge` of what has been planned."""
+    check_new_folder(output)
+    work = _Work(plan)
+    tensors = {tensor.name: tensor for tensor in plan.tensors}
+    if jax.process_index():
+        for tensor in plan.tensors:  # takes part in what is split over processes
+            work.produce(tensor)
+        return ""
+    with new_folder(output) as folder:
+        entries = {name: (plan.dtype, tensor.shape) for name, tensor in tensors.items()}
+        with tqdm(total=len(entries), desc=f"merging ({plan.config.method})", unit="tensor", disable=None) as bar:
+
+            def produce(name: str) -> np.ndarray:
+                bar.update()
+                return work.produce(tensors[name])
+
+            write_tensors(folder, entries, produce)
+        copy_companions(plan.last.folder, folder)
+        note = write_template(plan.last, folder)
+        write_json(folder / CONFIG, plan.arch.to_hf(plan.dtype.name))
+        line = f"{output}: {plan.config.method} of {len(plan.models)} models, {plan.dtype.name}; {work.loss}{note}"
+        write_json(folder / MANIFEST, _manifest(plan, work, line))
+    return line
+
+
+class _Work:
+    """Merges tensor by tensor, and keeps count of what rounding loses."""
+
+    def __init__(self, plan: Plan):
+        self._plan = plan
+        self._lost = self._moved = 0.0  # squared norms, of the rounding error and of the update
+
+    def produce(self, tensor: Tensor) -> np.ndarray:
+        """The merged tensor on the host.
+
+        Raises:
+          UserError: for a source that holds numbers that are not finite, and a result that leaves the dtype's range.
+        """
+        plan = self._plan
+        sources = [*plan.models, *([] if plan.base is None else [plan.base])]
+        arrays = [_load(source, tensor, plan.mesh) for source in sources]
+        for source, finite in zip(sources, on_host(_finite(tuple(arrays)))):
+            if not finite:
+                raise UserError(f"{source.path}: {tensor.name} holds numbers that are not finite; restore that model.")
+        weights, density = plan.settings.at(tensor.logical)
+        models, base = tuple(arrays[: len(plan.models)]), None if plan.base is None else arrays[-1]
+        merged = METHODS[plan.config.method].run(Leaf(tensor.logical, models, base, weights, density), plan.config)
+        start = models[0] if base is None else base
+        rounded, lost, moved, finite = _round(merged, start, plan.dtype)
+        if not on_host(finite):
+            raise UserError(
+                f"{tensor.name} leaves the range of {plan.dtype.name} when it is merged; choose other weights, or set "
+                "config.dtype to 'float32'."
+            )
+        self._lost += float(np.sum(on_host(lost), dtype=np.float64))
+        self._moved += float(np.sum(on_host(moved), dtype=np.float64))
+        return on_host(rounded)
+
+    @property
+    def share(self) -> float:
+        """The norm of the rounding error over that of the update, which is from the base, or from the first model."""
+        return (self._lost / self._moved) ** 0.5 if self._moved else 0.0
+
+    @property
+    def loss(self) -> str:
+        """A clause on the rounding error."""
+        start = "base" if self._plan.base is not None else "first model"
+        if not self._moved:
+            return f"nothing differs from the {start}"
+        hint = "; config.dtype='float32' keeps it" if self.share > 0.1 and self._plan.dtype != np.float32 else ""
+        return f"the rounding error is {self.share:.2%} of the distance to the {start}{hint}"
+
+
+def _load(source: Source, tensor: Tensor, mesh: Mesh) -> jax.Array:
+    """A tensor on the devices, split along its first dimension that divides by their number."""
+    ways = mesh.size
+    if ways == 1:
+        return jax.device_put(source.read(tensor), mesh.devices.item())
+    split = next((axis for axis, size in enumerate(tensor.shape) if size % ways == 0), None)
+    spec = PartitionSpec() if split is None else PartitionSpec(*[None] * split, mesh.axis_names)
+    if source.by_part:
+        read = lambda index: source.read(tensor, index)
+    else:
+        whole = np.asarray(source.read(tensor))
+        read = lambda index: whole[index]
+    return jax.make_array_from_callback(tensor.shape, NamedSharding(mesh, spec), read)
+
+
+@jax.jit
+def _finite(arrays: tuple[jax.Array, ...]) -> jax.Array:
+    return jnp.stack([jnp.isfinite(array).all() for array in arrays])
+
+
+class _Rounded(NamedTuple):
+    array: jax.Array
+    lost: jax.Array
+    moved: jax.Array
+    finite: jax.Array
+
+
+def _round(merged: jax.Array, start: jax.Array, dtype: Any) -> _Rounded:
+    return _rounder(merged, start, dtype=dtype)
+
+
+def _rounding(merged: jax.Array, start: jax.Array, dtype: Any) -> _Rounded:
+    """The array rounded, and the squared norms, row by row, of the error and of the update."""
+    rounded = merged.astype(dtype)
+    squares = lambda x: jnp.sum(x**2, axis=-1)
+    lost, moved = squares(wide(rounded) - merged), squares(merged - wide(start))
+    return _Rounded(rounded, lost, moved, jnp.isfinite(rounded).all())
+
+
+_rounder = jax.jit(_rounding, static_argnames="dtype")
+
+
+def _manifest(plan: Plan, work: _Work, line: str) -> dict[str, Any]:
+    name = lambda source: {"path": source.path, "fingerprint": source.fingerprint}
+    versions = {"jaxsft": __version__, "jax": jax.__version__, "numpy": np.__version__}
+    return {
+        "kind": "merge",
+        "method": plan.config.method,
+        "models": [name(model) for model in plan.models],
+        "base": None if plan.base is None else name(plan.base),
+        "config": to_dict(plan.config),
+        "dtype": plan.dtype.name,
+        "tensors": len(plan.tensors),
+        "rounding_error": work.share,
+        "notes": plan.notes,
+        "versions": versions | {"python": platform.python_version()},
+        "result": line,
+    }

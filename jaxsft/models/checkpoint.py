@@ -8,9 +8,10 @@ devices hold, and memory above the final one is a piece or two.
 import functools
 import hashlib
 import json
+import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -34,6 +35,7 @@ from jaxsft.validation import did_you_mean
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 ADAPTER_CONFIGS = ("adapter.json", "adapter_config.json")  # of an adapter's folder, of which this library or PEFT reads
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
+MAX_SHARD_SIZE = 5 * 10**9  # bytes of a weight file
 SAMPLES, SAMPLE_BYTES = 1024, 4096  # of a weight file, for its fingerprint: files up to 4 MiB are read whole
 # What an export takes over from the folder it came from.
 COMPANIONS = (
@@ -135,10 +137,8 @@ def load_params(
     Raises:
       UserError: naming the file and tensor, for anything missing, left over, misshapen, cut off or pickled.
     """
-    folder = resolve(path)
-    files = _open_files(folder)
+    files = open_tensors(path, decoder)
     wanted = weights.tensors(decoder)
-    _check_tensors(decoder.arch, folder, files, wanted)
     plain = decoder.abstract_params(param_dtype or jnp.float32)
     shapes = jax.eval_shape(lambda params: quantize_params(params, quantization, double_quantization), plain)
     place = (
@@ -155,13 +155,29 @@ def load_params(
     return jax.device_put(params, SingleDeviceSharding(place.devices.item())) if mesh is None else params
 
 
+def open_tensors(path: epath.PathLike, decoder: Decoder) -> dict[str, tuple[TensorFile, str]]:
+    """Name of every tensor of a checkpoint, as `weights.tensors` has it -> the file and the key in it.
+
+    Args:
+      path: folder or hub name.
+      decoder: the model, of the checkpoint's architecture.
+
+    Raises:
+      UserError: as `load_params`.
+    """
+    folder = resolve(path)
+    files = _open_files(folder)
+    _check_tensors(decoder.arch, folder, files, weights.tensors(decoder))
+    return files
+
+
 def save_hf(
     path: epath.PathLike,
     decoder: Decoder,
     params: Params,
     dtype: Any = None,
     tokenizer_from: epath.PathLike | None = None,
-    max_shard_size: int = 5 * 10**9,
+    max_shard_size: int = MAX_SHARD_SIZE,
 ) -> None:
     """Writes a checkpoint that `transformers` (4 and 5) and `load_params` read: all of it, or nothing.
 
@@ -192,11 +208,41 @@ def save_hf(
             produce(name)
         return
     with new_folder(path) as folder:
-        _write_tensors(folder, wanted, dtypes, produce, max_shard_size)
+        write_tensors(folder, {n: (dtypes[n], tensor.shape) for n, tensor in wanted.items()}, produce, max_shard_size)
         if tokenizer_from is not None:
             copy_companions(tokenizer_from, folder)
         config = decoder.arch.to_hf(dtypes[next(iter(wanted))].name)
         (folder / CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
+
+
+def write_tensors(
+    folder: epath.Path,
+    entries: Mapping[str, tuple[np.dtype, tuple[int, ...]]],
+    produce: Callable[[str], np.ndarray],
+    max_shard_size: int = MAX_SHARD_SIZE,
+) -> None:
+    """Writes a checkpoint's weights, one tensor at a time, into one file, or into several and an index.
+
+    Args:
+      folder: where there are none yet.
+      entries: name -> (dtype, shape), in the order of writing.
+      produce: called once for each name, in that order.
+      max_shard_size: bytes of a file, above which there are several.
+
+    Raises:
+      OSError: if they cannot be written.
+    """
+    sizes = {name: dtype.itemsize * math.prod(shape) for name, (dtype, shape) in entries.items()}
+    files = tensorfiles.shards(sizes, max_shard_size)
+    if len(files) == 1:
+        tensorfiles.write(folder / SINGLE, entries, produce)
+        return
+    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": {}}
+    for i, names in enumerate(files):
+        name = f"model-{i + 1:05d}-of-{len(files):05d}.safetensors"
+        tensorfiles.write(folder / name, {n: entries[n] for n in names}, produce)
+        index["weight_map"] |= dict.fromkeys(names, name)
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
 
 
 def copy_companions(source: epath.PathLike, folder: epath.Path) -> None:
@@ -324,18 +370,3 @@ def _fetcher(sharding: Any, stacked: bool, transposed: bool, dtype: np.dtype):
         return (array.T if transposed else array).astype(dtype)
 
     return jax.jit(fetch, out_shardings=sharding)
-
-
-def _write_tensors(folder, wanted, dtypes, produce, max_shard_size):
-    entries = {name: (dtypes[name], tensor.shape) for name, tensor in wanted.items()}
-    sizes = {name: dtypes[name].itemsize * tensor.size for name, tensor in wanted.items()}
-    files = tensorfiles.shards(sizes, max_shard_size)
-    if len(files) == 1:
-        tensorfiles.write(folder / SINGLE, entries, produce)
-        return
-    index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": {}}
-    for i, names in enumerate(files):
-        name = f"model-{i + 1:05d}-of-{len(files):05d}.safetensors"
-        tensorfiles.write(folder / name, {n: entries[n] for n in names}, produce)
-        index["weight_map"] |= dict.fromkeys(names, name)
-    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")

@@ -57,8 +57,14 @@ class TensorFile:
         self._dtypes = DTYPES | INTEGERS if integers else DTYPES
         self._bytes: np.memmap | None = None
 
-    def read(self, name: str, index: Sequence[slice] = ()) -> np.ndarray:
-        """A tensor, or the part of it that `index` (slices with step 1) names; memory-mapped if the file is local.
+    def read(self, name: str, index: Sequence[slice] = (), mapped: bool = True) -> np.ndarray:
+        """A tensor, or the part of it that `index` (slices with step 1) names.
+
+        Args:
+          name: its key.
+          index: the part; () is all of it.
+          mapped: whether the pages of a local file may stand for it, which stay in memory as long as the system likes;
+            if not, the rows that `index` spans are read into memory of their own.
 
         Raises:
           UserError: for a dtype that is no plain float, unless whole numbers are asked for.
@@ -70,7 +76,8 @@ class TensorFile:
                 "model's unquantised weights."
             )
         dtype, rest = self._dtypes[entry.dtype], tuple(index)
-        if "://" not in str(self.path):
+        local = "://" not in str(self.path)
+        if local and mapped:
             if self._bytes is None:
                 self._bytes = np.memmap(self.path, np.uint8, "r")
             return self._bytes[entry.start : entry.stop].view(dtype).reshape(entry.shape)[rest]
@@ -78,12 +85,16 @@ class TensorFile:
         if rest:
             first, last, _ = rest[0].indices(last)
         row = (entry.stop - entry.start) // max(entry.shape[0] if entry.shape else 1, 1)
-        with self.path.open("rb") as file:
-            file.seek(entry.start + first * row)
-            content = file.read((last - first) * row)
-        if len(content) != (last - first) * row:
+        start, count = entry.start + first * row, (last - first) * row // dtype.itemsize
+        if local:
+            array = np.fromfile(str(self.path), dtype, count, offset=start)
+        else:
+            with self.path.open("rb") as file:
+                file.seek(start)
+                array = np.frombuffer(file.read(count * dtype.itemsize), dtype)
+        if array.size != count:
             raise UserError(f"{self.path} ended while {name} was read; download it again.")
-        array = np.frombuffer(content, dtype).reshape((last - first, *entry.shape[1:]) if entry.shape else ())
+        array = array.reshape((last - first, *entry.shape[1:]) if entry.shape else ())
         return array[(slice(None), *rest[1:])] if rest else array
 
 

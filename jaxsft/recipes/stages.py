@@ -7,9 +7,11 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from jaxsft.config import DisperseConfig, ScoreConfig, SuiteConfig, TrainConfig
+from jaxsft.config import DisperseConfig, MergeConfig, ScoreConfig, SuiteConfig, TrainConfig
 from jaxsft.dispersal.run import PARTS, disperse
 from jaxsft.evaluation.suite import evaluate
+from jaxsft.merging.merge import merge_or_find
+from jaxsft.models.checkpoint import fingerprint
 from jaxsft.scoring.confidence import score_confidence
 from jaxsft.training.restore import weights_fingerprint
 from jaxsft.training.train import train
@@ -52,5 +54,6 @@ KINDS: dict[str, Kind] = {
     "train": Kind(TrainConfig, lambda config, folder: train(config, str(folder)), weights_fingerprint),
     "score": Kind(ScoreConfig, _score, _digest(SCORES)),
     "disperse": Kind(DisperseConfig, disperse, _digest(PARTS)),
+    "merge": Kind(MergeConfig, merge_or_find, fingerprint),
     "evaluate": Kind(SuiteConfig, _evaluate, _digest(EVALUATION)),
 }

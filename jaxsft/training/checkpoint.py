@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
+import tensorstore
 from etils import epath
 from orbax.checkpoint import v1 as ocp
 
@@ -15,6 +17,7 @@ from jaxsft.training.state import TrainState
 
 Tree = Any
 BEST = "eval_loss"
+LARGE = 1 << 24  # bytes of a stack of layers above which each layer is stored, and can be read, on its own
 
 
 class Checkpoints:
@@ -77,9 +80,14 @@ class Checkpoints:
           UserError: if this or the save before it could not be written (say, the disk is full).
         """
         metrics = None if eval_loss is None else {BEST: eval_loss}
-        self._guard(
-            lambda: self._checkpointer.save_async(step, state, metrics=metrics, custom_metadata=counters, force=True)
-        )
+        context = ocp.Context()
+        context.array.saving.scoped_storage_options_creator = _storage
+        with context:
+            self._guard(
+                lambda: self._checkpointer.save_async(
+                    step, state, metrics=metrics, custom_metadata=counters, force=True
+                )
+            )
 
     def wait(self) -> None:
         """Until everything saved is whole on disk; errors as in `save`."""
@@ -113,6 +121,24 @@ class Checkpoints:
             loaded, _ = self.restore(step, {"params": state.params, "aux": state.aux})
         return dataclasses.replace(state, **loaded, opt_state=None)
 
+    def shapes(self, step: int) -> Tree:
+        """What a step's state holds: a tree of objects with `shape` and `dtype`."""
+        return self._checkpointer.metadata(step).metadata
+
+    def read(self, step: int, path: Sequence[str], row: int | None = None) -> np.ndarray:
+        """One array of a step's state, or one row of it; of a large stack no other row is read.
+
+        Args:
+          step: a step of `checkpoints/`.
+          path: of the array in the state, such as ("params", "embed", "embedding").
+          row: along the first axis; None is all of it.
+        """
+        folder = os.fspath(self._directory / str(step) / "state")
+        base = folder if "://" in folder else f"file://{folder}"
+        store = {"driver": "ocdbt", "base": base, "path": ".".join(path) + "/"}
+        array = tensorstore.open({"driver": "zarr3", "kvstore": store}, open=True, read=True).result()
+        return (array if row is None else array[row]).read().result()
+
     @property
     def steps(self) -> list[int]:
         """Of the whole checkpoints, in rising order."""
@@ -130,6 +156,15 @@ class Checkpoints:
                 f"a checkpoint could not be written to {self._directory}: {str(error).splitlines()[0]}; "
                 "free or choose another disk and run the same command again."
             ) from error
+
+
+def _storage(path: Any, value: Any) -> Any:
+    """A chunk a layer for large stacks; else whoever wants one layer would read them all."""
+    stacked = any(getattr(key, "key", None) == "stacks" for key in path)
+    if not stacked or getattr(value, "nbytes", 0) <= LARGE:
+        return None
+    layer = value.nbytes // value.shape[0]
+    return ocp.options.ArrayOptions.Saving.StorageOptions(chunk_byte_size=layer, shard_axes=(0,))
 
 
 def snapshot_steps(count: int, steps: int) -> list[int]:

@@ -55,7 +55,7 @@ def export_hf(model: Any, path: epath.PathLike, mesh: Mesh, dtype: str | None = 
         change = logit_change(model, merged, dtype)
     with new_folder(path) as folder:
         save_hf(folder, model.decoder, merged, dtype, tokenizer_from=model.companions or model.source)
-        note = _write_template(model, folder)
+        note = write_template(model, folder)
     line = f"{path}: {dtype.name} checkpoint; the largest change of a logit by merging and rounding is {change:.2g}"
     return line + note + _own_format(model)
 
@@ -74,7 +74,7 @@ def export_peft(model: Any, path: epath.PathLike) -> str:
         raise UserError("the model is not a LoRA run, so there is no adapter to write; use --format=hf.")
     with new_folder(path) as folder:
         copy_companions(model.companions or model.source, folder)
-        note = _write_template(model, folder)
+        note = write_template(model, folder)
         save_peft(folder, model.decoder.arch, model.adapter_params, model.method.config, str(model.source))
     return f"{path}: LoRA adapter of rank {model.method.config.rank} for {model.source}{note}{_own_format(model)}"
 
@@ -109,7 +109,7 @@ def export_adapter(model: Any, path: epath.PathLike) -> str:
     card = Card(str(model.source), fingerprint(model.source), model.template if built_in else "auto", model.condition)
     with new_folder(path) as folder:
         copy_companions(model.companions or model.source, folder)
-        note = _write_template(model, folder)
+        note = write_template(model, folder)
         save_adapter(folder, saved, card)
     numbers = sum(array.size for array in params.values())
     return f"{path}: adapter of the kind {method.name}, {numbers:,} trained numbers, for {model.source}{note}"
@@ -171,8 +171,12 @@ def _ids(tokenizer: Tokenizer, source: str) -> list[int]:
     return tokenizer.hf.apply_chat_template(CHAT, chat_template=source, add_generation_prompt=True, return_dict=False)
 
 
-def _write_template(model: Any, folder: epath.Path) -> str:
+def write_template(model: Any, folder: epath.Path) -> str:
     """The chat template that the run trained with, so that whoever loads the folder prompts as it learnt.
+
+    Args:
+      model: a `jaxsft.training.restore.OpenModel`, or what has its tokenizer, template and condition.
+      folder: an exported checkpoint.
 
     Returns:
       What is to be known of it, "" for nothing.

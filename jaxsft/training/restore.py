@@ -96,6 +96,38 @@ def open_model(path: str, config: ModelConfig, mesh: Mesh, step: int | None = No
     return OpenModel(decoder, params, None, None, None, load_tokenizer(str(source)), "auto", source)
 
 
+@dataclasses.dataclass(frozen=True)
+class SavedRun:
+    """A run's workdir, to be read array by array.
+
+    Attributes:
+      config: the run's.
+      checkpoints: of the run; to be closed.
+      step: of the last one.
+      source: the model folder that it started from, unchanged since.
+    """
+
+    config: TrainConfig
+    checkpoints: Checkpoints
+    step: int
+    source: epath.Path
+
+
+def saved_run(path: str) -> SavedRun:
+    """Opens a workdir without loading anything.
+
+    Raises:
+      UserError: if there is no checkpoint yet, or the folder that the run started from holds another model by now.
+    """
+    folder = epath.Path(path)
+    record, config = _record(folder), trained_by(folder)
+    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint, read_only=True)
+    source = resolve(config.model.path)
+    if config.model.init != "random":
+        _check_unchanged(source, folder, record)
+    return SavedRun(config, checkpoints, _last_step(checkpoints, folder), source)
+
+
 def started_from(path: str) -> str:
     """The model folder whose weights the run in a workdir started from.
 

@@ -1,0 +1,70 @@
+"""Merging: models made of models."""
+
+import dataclasses
+
+from jaxsft.config.model import MeshConfig
+
+
+@dataclasses.dataclass
+class MergeRule:
+    """Other numbers for some tensors; of several rules that name a tensor the last that sets a field decides it.
+
+    Attributes:
+      paths: patterns of logical paths, such as "layers.*.attn" or "embed"; one that names nothing is refused.
+      weights: as `MergeConfig.weights`; () leaves them.
+      gradient: as `MergeConfig.gradient`; () leaves it.
+      density: as `MergeConfig.density`; () leaves it.
+    """
+
+    paths: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    gradient: tuple[tuple[float, ...], ...] = ()
+    density: tuple[float, ...] = ()
+
+
+@dataclasses.dataclass
+class MergeConfig:
+    """Models that `scripts/merge.py` makes one of. A field that the method does not read must be left alone.
+
+    Attributes:
+      method: one of `jaxsft.merging.registry.METHODS`; docs/merging.md says which when.
+      models: folders, hub names or workdirs; dtype, tokenizer and chat template are those of the last.
+      base: what the models were tuned from; "" is the common start of models that are workdirs.
+      weights: one for each model; () is 1 for each.
+      gradient: weights that change with depth: tuples like `weights` at equal distances from the first layer to the
+        last, straight lines between them; the embedding has the first, final norm and head have the last.
+      rules: other weights, gradients or densities for tensors whose paths match.
+      density: the share of entries of task vectors that is kept, one for all models or one for each (DARE, DELLA: the
+        probability; SCE: of positions).
+      scale: factor of the merged task vector.
+      normalize: whether sums are divided by the weights in them; None is the method's own default.
+      trim: how TIES counts what it keeps: "exact", or "threshold" as its authors' code does.
+      rescale: how thinned task vectors are scaled up: "density" (divided by the probability), "l1" (to their L1 norm),
+        "none"; "auto" is the method's own default.
+      gamma: the share of largest entries that breadcrumbs drop.
+      epsilon: DELLA's probabilities are density - epsilon to density + epsilon.
+      per_row: whether NuSLERP and model stock take angles row by row instead of by whole tensors.
+      vocabulary: "same" refuses models of different tokenizers; "last" takes that of the last model, and tokens that
+        another lacks have the last model's rows.
+      dtype: of the files: "float32", "bfloat16", or "auto" for that of the last model.
+      seed: of masks drawn at random.
+    """
+
+    method: str = "linear"
+    models: tuple[str, ...] = ()
+    base: str = ""
+    weights: tuple[float, ...] = ()
+    gradient: tuple[tuple[float, ...], ...] = ()
+    rules: list[MergeRule] = dataclasses.field(default_factory=list)
+    density: tuple[float, ...] = (1.0,)
+    scale: float = 1.0
+    normalize: bool | None = None
+    trim: str = "exact"
+    rescale: str = "auto"
+    gamma: float = 0.01
+    epsilon: float = 0.15
+    per_row: bool = False
+    vocabulary: str = "same"
+    dtype: str = "auto"
+    seed: int = 0
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
