@@ -134,7 +134,8 @@ def validate(config: Any, where: str = "config") -> None:
             _check_names([item for item in value if isinstance(item, TaskConfig)], path)
     if isinstance(config, TrainConfig):
         _check_weights(config)
-        _check_routing(config)
+        if config.adapter.kind == "loramoe":
+            _check_routing(config)
     if isinstance(config, ModelConfig):
         _check_new(config, where)
 
