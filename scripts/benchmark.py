@@ -64,13 +64,16 @@ SHAPES = {
     "8b": Shape(4096, 14336, 32, 32, 8, 128256, 8, 4096),
 }
 FFN = ("layers.*.mlp.*_proj",)
-# What a method sets in the config, by path.
+SPIEL = {"adapter.kind": "spiel", "adapter.spiel.lora_rank": 16}
+# What a method sets in the config, by path, and which kind of its steps (`Method.stage`) is measured.
 METHODS: dict[str, dict[str, Any]] = {
     "full": {},
     "lora": {"adapter.kind": "lora"},
     "spp": {"adapter.kind": "spp", "adapter.spp.rank": 4},
     "lora-ffn": {"adapter.kind": "lora", "adapter.lora.rank": 24, "adapter.lora.targets": FFN},
     "loramoe": {"adapter.kind": "loramoe", "adapter.loramoe.dropout": 0.0},
+    "spiel": SPIEL,
+    "spiel-gather": SPIEL | {"stage": "gather"},
 }
 OBJECTIVES: dict[str, dict[str, Any]] = {"sft": {}, "minor_sft": {"beta": 0.1}, "sftmix": {}}
 
@@ -106,7 +109,9 @@ class Contestant:
     def __init__(self, shape: Shape, method: str, objective: str):
         config = TrainConfig()
         config.model.remat = REMAT.value
-        for path, value in METHODS[method].items():
+        settings = dict(METHODS[method])
+        stage = settings.pop("stage", "")
+        for path, value in settings.items():
             *nodes, name = path.split(".")
             setattr(functools.reduce(getattr, nodes, config), name, value)
         config.objective = ObjectiveConfig(objective, **OBJECTIVES[objective])
@@ -117,7 +122,7 @@ class Contestant:
         batch = random_batch(shape, config.batch_size)
         program = build(config, shape.architecture(), mesh, 100, batch)
         began = time.perf_counter()
-        self._step = program.compile()
+        self._step = program.compile(stage)
         self.compiling = time.perf_counter() - began
         memory = self._step.memory_analysis()
         peak = memory.argument_size_in_bytes + memory.output_size_in_bytes + memory.temp_size_in_bytes
