@@ -136,6 +136,7 @@ def validate(config: Any, where: str = "config") -> None:
         _check_weights(config)
         if config.adapter.kind == "loramoe":
             _check_routing(config)
+        _check_optimizer(config)
     if isinstance(config, ModelConfig):
         _check_new(config, where)
 
@@ -186,6 +187,15 @@ def _check_routing(config: TrainConfig) -> None:
         raise UserError(
             f"{where}.tokens is 'all', which counts padding to the example of its row, but config.data.packing puts "
             "several into a row; set it to False, or tokens to 'valid'."
+        )
+
+
+def _check_optimizer(config: TrainConfig) -> None:
+    wanted = {"ag": "adamw", "ma": "sm3"}[config.adapter.spiel.variant]
+    if config.adapter.kind == "spiel" and config.optimizer.name != wanted:
+        raise UserError(
+            f"config.optimizer.name is {config.optimizer.name!r}, but the variant {config.adapter.spiel.variant!r} of "
+            f"config.adapter.spiel brings its own form of {wanted!r}; name that."
         )
 
 

@@ -14,7 +14,6 @@ import pytest
 from jaxsft.adapters.loramoe import LoRAMoE
 from jaxsft.adapters.method import Parts
 from jaxsft.adapters.registry import make_method
-from jaxsft.adapters.spiel.method import OPTIMIZERS
 from jaxsft.adapters.spiel.schedule import Clock
 from jaxsft.config import (
     AdapterConfig,
@@ -419,7 +418,7 @@ def _variant(choice, tmp_path):
     """The optimizer of a variant, by what its state holds."""
     method = _spiel(variant=choice)
     parts = jax.eval_shape(lambda base: method.split(base, jax.random.key(0)), Decoder(llama()).abstract_params())
-    direction = method.direction(OptimizerConfig(OPTIMIZERS[choice]))
+    direction = method.direction(OptimizerConfig())
     return jax.eval_shape(direction.init, parts.params)._fields
 
 

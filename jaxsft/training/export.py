@@ -13,6 +13,8 @@ from jax.sharding import Mesh
 from jaxsft.adapters.folder import Card, Saved, collect, save_adapter
 from jaxsft.adapters.lora import LoRA
 from jaxsft.adapters.peft import save_peft
+from jaxsft.adapters.spiel.method import SpIEL
+from jaxsft.adapters.spiel.tensors import save_sft, tuned_weights
 from jaxsft.data.conversation import Message
 from jaxsft.data.templates import BUILT_IN, Template, load_template
 from jaxsft.data.tokenizer import Tokenizer
@@ -88,6 +90,26 @@ def _own_format(model: Any) -> str:
         f"; note: transformers cannot run a model with {count} Post-LN layer{'s' if count > 1 else ''} and refuses its "
         f"model_type {MIX_LN}; jaxsft's own scripts read it"
     )
+
+
+def export_sft(model: Any, path: epath.PathLike) -> str:
+    """Writes tuned weights as the authors of SpIEL do, with tokenizer and chat template.
+
+    Args:
+      model: a `jaxsft.training.restore.OpenModel` of a SpIEL run.
+      path: a new or empty folder.
+
+    Raises:
+      UserError: if the model is no SpIEL run, or the folder holds something or cannot be written.
+    """
+    if not isinstance(model.method, SpIEL):
+        raise UserError("the model is not a SpIEL run, so it has no tuned weights by themselves; use --format=adapter.")
+    tuned = tuned_weights(model.method, model.parts.params, model.parts.aux)
+    with new_folder(path) as folder:
+        copy_companions(model.companions or model.source, folder)
+        note = write_template(model, folder)
+        save_sft(folder, model.decoder.arch, tuned, model.method.config, str(model.source))
+    return f"{path}: {sum(len(idx) for idx, _ in tuned.values()):,} tuned weights for {model.source}{note}"
 
 
 def export_adapter(model: Any, path: epath.PathLike) -> str:

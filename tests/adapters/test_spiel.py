@@ -17,6 +17,7 @@ from jaxsft.sharding import make_mesh
 from jaxsft.training.optimizer import make_optimizer
 from jaxsft.training.program import build
 from jaxsft.training.train import _jit_maintenance
+from jaxsft.validation import validate
 from tests.tiny import llama, make_batch, packed_rows, random_examples
 
 ARCH = llama()
@@ -439,4 +440,5 @@ def test_another_optimizer_is_refused(variant, name):
     settings = config(variant=variant)
     settings.optimizer.name = name
     with pytest.raises(UserError, match=rf"config\.optimizer\.name is '{name}', but the variant '{variant}'"):
-        started(settings)
+        validate(settings)
+    validate(config(variant=variant))

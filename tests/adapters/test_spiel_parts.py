@@ -10,7 +10,7 @@ import optax
 import pytest
 from jax.test_util import check_grads
 
-from jaxsft.adapters.spiel import kernel, selection
+from jaxsft.adapters.spiel import kernel, selection, tensors
 from jaxsft.adapters.spiel.optimizer import aged_adam, sm3_step
 from jaxsft.adapters.spiel.reselection import seeded
 from jaxsft.adapters.spiel.schedule import Clock
@@ -208,3 +208,15 @@ def test_gradients_by_finite_differences():
         by_delta, by_probe = jax.grad(loss, (1, 2))(x, delta, jnp.zeros((3, 48)))
     np.testing.assert_allclose(by_probe[0], by_delta, rtol=1e-6)
     np.testing.assert_array_equal(kernel.positions_of(by_probe), idx)
+
+
+def test_positions_of_transposes():
+    """A weight stays at its row and column; both lists ascend; there and back again."""
+    rng = np.random.default_rng(0)
+    matrix, idx = rng.normal(size=(5, 7)).astype(np.float32), np.array([0, 3, 8, 20, 34], np.int32)
+    theirs, values = tensors.to_torch(idx, matrix.reshape(-1)[idx], (5, 7))
+    np.testing.assert_array_equal(matrix.T.reshape(-1)[theirs], values)
+    assert np.all(np.diff(theirs) > 0) and theirs.dtype == np.int32
+    again, back = tensors.from_torch(theirs, values, (5, 7))
+    np.testing.assert_array_equal(again, idx)
+    np.testing.assert_array_equal(back, matrix.reshape(-1)[idx])

@@ -29,7 +29,6 @@ from jaxsft.models.architecture import Architecture
 from jaxsft.models.layout import Path
 from jaxsft.objectives.terms import Term
 
-OPTIMIZERS = {"ag": "adamw", "ma": "sm3"}
 PLAIN, GATHER, SEARCH = "", "gather", "search"  # kinds of steps; the last needs the dense gradient
 
 
@@ -193,17 +192,7 @@ class SpIEL(Adapter):
         return {}
 
     def direction(self, config: OptimizerConfig) -> optax.GradientTransformation:
-        """Adam with ages for `ag`, sparse SM3 for `ma`.
-
-        Raises:
-          UserError: if the config names another optimizer.
-        """
-        wanted = OPTIMIZERS[self.config.variant]
-        if config.name != wanted:
-            raise UserError(
-                f"config.optimizer.name is {config.name!r}, but the variant {self.config.variant!r} of "
-                f"config.adapter.spiel brings its own form of {wanted!r}; name that."
-            )
+        """Adam with ages for `ag`, sparse SM3 for `ma`."""
         if self.gathers:
             return aged_adam(config.b1, config.b2, config.eps)
         shapes = self.at_targets(lambda _, kernel: {"delta": kernel.shape[1:]}, budget.abstract_base(self.arch))
