@@ -93,6 +93,5 @@ def test_merged_is_unmerged(family):
         unmerged, again = logits(decoder, params, adapters, ids), logits(decoder, merged, None, ids)
         scale = float(jnp.abs(unmerged).max())
         assert float(jnp.abs(unmerged - again).max()) <= tolerance * max(scale, 1)
-        assert float(jnp.abs(unmerged - logits(decoder, params, None, ids)).max()) > 2 * tolerance * (
-            dtype != jnp.bfloat16
-        )
+        if dtype == jnp.float32:
+            assert float(jnp.abs(unmerged - logits(decoder, params, None, ids)).max()) > 1e-2, "the adapter is nothing"

@@ -16,6 +16,7 @@ from jaxsft.models import layout
 from jaxsft.models.architecture import Architecture
 from jaxsft.models.decoder import Decoder
 from jaxsft.models.projection import Context
+from jaxsft.models.quantized import quantize
 from jaxsft.sharding import make_mesh
 from jaxsft.training.program import build, parameter_count
 from tests.tiny import LLAMA, llama, make_batch, on_device, packed_rows, random_examples
@@ -189,6 +190,20 @@ def test_zeros_are_bit_equal_after_training(base):
         assert targeted == bool(np.mean((merged[name] != kernel)[kernel != 0]) > 0.99), name
         in_four = (merged[name] != 0).reshape(-1, 4, kernel.shape[1]).sum(1)
         assert in_four.max() == 2
+
+
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_over_a_quantised_base(base, kind):
+    """The adapter multiplies the dequantised weights; what was pruned is zero there too, and merged."""
+    rng = np.random.default_rng(0)
+    plain = layout.get(base, ("stacks", "0", "0", "mlp", "up_proj", "kernel"))[0]
+    kernel = quantize(plain, kind, double=True)
+    x, a, b = (jnp.asarray(rng.normal(size=s), jnp.float32) for s in ((5, 32), (4, 32), (48,)))
+    y, _ = SPPNode(a, b, 1.3).project(x, kernel, Context())
+    merged = SPP(SPPConfig(4, 1.3), ARCH).merged(kernel, {"spp_a": a, "spp_b": b})
+    np.testing.assert_allclose(y, x @ merged, rtol=1e-4, atol=1e-4)
+    assert merged.dtype == plain.dtype and not np.any((merged != 0) & (plain == 0))
+    assert np.mean((merged != 0) == (plain != 0)) > 0.9
 
 
 def test_axes_are_those_of_the_kernels_sides(base):

@@ -142,16 +142,16 @@ def test_the_whole_way_on_real_weights(real_data, tmp_path):
     """stories260K on Dolly: 2:4 by Wanda costs less than by magnitude, SPP wins much of it back, and 2:4 is left."""
     source, dolly = real_data / "models/stories260K", real_data / "instruct/dolly/dolly_3k.json"
     cache = str(tmp_path / "cache")
-    data = lambda rows: DataConfig(str(dolly), rows=rows, template="plain", max_length=512, cache_dir=cache)
+    data = lambda rows: DataConfig(str(dolly), rows=rows, template="plain", max_length=256, cache_dir=cache)
 
     def nll(folder):
-        task = EvaluateConfig(task="perplexity", data=data("-100:"), model=ModelConfig(path=str(folder)))
+        task = EvaluateConfig(task="perplexity", data=data("-48:"), model=ModelConfig(path=str(folder)))
         return evaluate(task).figures["nll_per_token"]
 
     for score in ("wanda", "magnitude"):
-        settings = PruneConfig(ModelConfig(path=str(source)), data(":64"), score=score)
+        settings = PruneConfig(ModelConfig(path=str(source)), data(":24"), score=score)
         prune(settings, tmp_path / score)
-    run = TrainConfig(batch_size=16, steps=30)
+    run = TrainConfig(batch_size=16, steps=20)
     run.model.path, run.data, run.log.tensorboard = str(tmp_path / "wanda"), data(":-100"), False
     run.adapter.kind, run.adapter.spp.rank = "spp", 4
     run.optimizer.learning_rate = 2e-2
