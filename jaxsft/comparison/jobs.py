@@ -144,7 +144,7 @@ def execute(job: Job, folder: Path) -> None:
     if (folder / EVALUATION).exists():
         return
     folder.mkdir(parents=True, exist_ok=True)
-    with _printing_to(folder / "log.txt"):
+    with printing_to(folder / "log.txt"):
         from jaxsft.evaluation.suite import evaluate
         from jaxsft.training.train import train
 
@@ -181,7 +181,7 @@ def _start_digest(start: str) -> str:
 
 
 @contextlib.contextmanager
-def _printing_to(path: Path) -> Iterator[None]:
+def printing_to(path: Path) -> Iterator[None]:
     """Sends what this process prints to a file."""
     with path.open("a") as log:
         kept = [os.dup(stream) for stream in (1, 2)]

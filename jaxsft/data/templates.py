@@ -212,6 +212,9 @@ class Template:
         return _without_separators("".join(pieces), spans) if self.by_piece else Rendered("".join(pieces), spans, [])
 
 
+NO_TEMPLATE = "none"
+
+
 def load_template(name: str, tokenizer: Tokenizer, condition: str = "auto") -> Template:
     """The template that `config.data.template` names, with what `config.data.condition` says.
 
@@ -222,6 +225,11 @@ def load_template(name: str, tokenizer: Tokenizer, condition: str = "auto") -> T
 
 
 def _load(name: str, tokenizer: Tokenizer) -> Template:
+    if name == NO_TEMPLATE:
+        raise UserError(
+            f"config.data.template is {name!r}, which is for plain text alone; for conversations choose auto, "
+            f"{', '.join(BUILT_IN)}, or a .jinja file."
+        )
     if name == "auto":
         if tokenizer.chat_template is None:
             raise UserError(
@@ -242,7 +250,7 @@ def _load(name: str, tokenizer: Tokenizer) -> Template:
     if path.suffix not in (".jinja", ".jinja2"):
         raise UserError(
             f"config.data.template is {name!r}{did_you_mean(name, ['auto', *BUILT_IN]) or '.'} Choose auto, "
-            f"{', '.join(BUILT_IN)}, or a .jinja file."
+            f"{', '.join(BUILT_IN)}, a .jinja file, or none for plain text."
         )
     if not path.exists():
         raise UserError(f"config.data.template: no file {name}.")

@@ -15,7 +15,7 @@ from jaxsft.data.conversation import Conversation, parse
 from jaxsft.data.grouping import GROUPINGS
 from jaxsft.data.render import Example, Renderer
 from jaxsft.data.sources import Source, row_range
-from jaxsft.data.templates import Template, load_template
+from jaxsft.data.templates import NO_TEMPLATE, Template, load_template
 from jaxsft.data.tokenizer import Tokenizer
 
 CHUNK = 256  # records rendered, then tokenised together
@@ -29,11 +29,8 @@ def tokenised(config: SourceConfig, source: Source, data: DataConfig, tokenizer:
     """
     start, stop = row_range(config.rows, len(source))
     folder = cache_folder(data.cache_dir)
-    template = (
-        None
-        if data.template == "auto" and tokenizer.chat_template is None
-        else load_template(data.template, tokenizer, data.condition)
-    )
+    plain = data.template == NO_TEMPLATE or (data.template == "auto" and tokenizer.chat_template is None)
+    template = None if plain else load_template(data.template, tokenizer, data.condition)
     key = {
         "files": hash_files(source.files, folder),
         "selection": source.selection,

@@ -12,7 +12,7 @@ from jaxsft.config import SourceConfig
 from jaxsft.data.conversation import Conversation, Message, read_messages
 from jaxsft.data.render import Renderer
 from jaxsft.data.sources import open_source
-from jaxsft.data.templates import Template, load_template
+from jaxsft.data.templates import NO_TEMPLATE, Template, load_template
 from jaxsft.data.tokenizer import Tokenizer
 from jaxsft.errors import UserError
 
@@ -79,7 +79,8 @@ def make_prompter(
 
     Args:
       tokenizer: the model's.
-      template: as `DataConfig.template`; with "auto" a tokenizer without chat template means plain continuation.
+      template: as `DataConfig.template`; with "none", or "auto" and a tokenizer without chat template, plain
+        continuation.
       folder: the model's, whose `generation_config.json`, if there is one, names tokens that end an answer.
       raw: plain continuation whatever the template.
       condition: as `DataConfig.condition`.
@@ -88,7 +89,7 @@ def make_prompter(
       UserError: for a condition that the template does not read.
     """
     stop_ids = {tokenizer.eos_id, *_eos_of(epath.Path(folder) / "generation_config.json")} - {None}
-    if raw or (template == "auto" and tokenizer.chat_template is None):
+    if raw or template == NO_TEMPLATE or (template == "auto" and tokenizer.chat_template is None):
         if condition != "auto":
             raise UserError("a prompt that is continued as plain text has no condition; leave it, or set a template.")
         return Prompter(tokenizer, None, tuple(sorted(stop_ids)), "")

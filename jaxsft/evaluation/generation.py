@@ -27,11 +27,12 @@ from jaxsft.data.conversation import Conversation, Message, parse
 from jaxsft.data.dcot import ask, final_answer
 from jaxsft.data.mixture import add_system
 from jaxsft.data.sources import open_source, row_range
+from jaxsft.data.templates import NO_TEMPLATE
 from jaxsft.data.tokenizer import Tokenizer
 from jaxsft.decoding.generate import Sampling, generate
 from jaxsft.decoding.prompts import Prompter, as_json, make_prompter
 from jaxsft.errors import UserError
-from jaxsft.evaluation.multiple_choice import NO_TEMPLATE, encoder
+from jaxsft.evaluation.multiple_choice import encoder
 from jaxsft.evaluation.task import Result, Subject, Task, by_part, digest
 from jaxsft.sharding import data_shards
 

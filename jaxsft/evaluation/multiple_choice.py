@@ -27,7 +27,7 @@ from jaxsft.config import DataConfig, TaskConfig
 from jaxsft.data.conversation import Conversation, Message, rename
 from jaxsft.data.render import Renderer
 from jaxsft.data.sources import open_source, row_range
-from jaxsft.data.templates import load_template
+from jaxsft.data.templates import NO_TEMPLATE, load_template
 from jaxsft.data.tokenizer import Encoding, Tokenizer
 from jaxsft.errors import UserError
 from jaxsft.evaluation.perplexity import make_nll
@@ -36,7 +36,6 @@ from jaxsft.evaluation.scoring import example_sums
 from jaxsft.evaluation.task import Result, Subject, Task, by_part, digest
 from jaxsft.validation import did_you_mean
 
-NO_TEMPLATE = "none"
 NAMES = {
     "question": ("question", "prompt"),
     "choices": ("choices", "options", "mc1_targets"),

@@ -11,7 +11,8 @@ from jaxsft.evaluation import deviation, generation, multiple_choice, perplexity
 from jaxsft.evaluation.task import Result, Subject, Task
 
 HEADLINES = {
-    "perplexity": "nll_per_token {nll_per_token:.5f} over {tokens} tokens of {examples} examples",
+    "perplexity": "nll_per_token {nll_per_token:.5f} (perplexity {perplexity:.4g}) over {tokens} tokens of "
+    "{examples} examples",
     "multiple_choice": "accuracy {accuracy:.4f} +- {standard_error:.4f} (chance {chance:.4f}) on {questions} questions",
     "generation": "exact_match {exact_match:.4f} +- {standard_error:.4f} on {questions} questions",
     "deviation": "deviation {deviation:.5f}, kl_per_token {kl_per_token:.5f} over {tokens} tokens, {examples} examples",

@@ -284,7 +284,9 @@ def _open_files(folder: epath.Path) -> dict[str, tuple[TensorFile, str]]:
                 f"{folder} holds only pickled weights ({pickled[0]}), which can run code and are never loaded; convert "
                 "them to safetensors first."
             )
-        raise UserError(f"{folder} has neither {SINGLE} nor {INDEX}.")
+        raise UserError(
+            f"{folder} has neither {SINGLE} nor {INDEX}; to train a new model, set config.model.init to 'random'."
+        )
     found: dict[str, tuple[TensorFile, str]] = {}
     for file in files:
         for key in file.entries:

@@ -16,7 +16,7 @@ from jaxsft.adapters.peft import save_peft
 from jaxsft.adapters.spiel.method import SpIEL
 from jaxsft.adapters.spiel.tensors import save_sft, tuned_weights
 from jaxsft.data.conversation import Message
-from jaxsft.data.templates import BUILT_IN, Template, load_template
+from jaxsft.data.templates import BUILT_IN, NO_TEMPLATE, Template, load_template
 from jaxsft.data.tokenizer import Tokenizer
 from jaxsft.decoding.prompts import Prompter
 from jaxsft.errors import UserError
@@ -203,7 +203,7 @@ def write_template(model: Any, folder: epath.Path) -> str:
     Returns:
       What is to be known of it, "" for nothing.
     """
-    if model.template == model.condition == "auto":
+    if model.template == NO_TEMPLATE or model.template == model.condition == "auto":
         return ""
     template = load_template(model.template, model.tokenizer, model.condition)
     source, same = standalone(template, model.tokenizer)

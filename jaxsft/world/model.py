@@ -1,13 +1,20 @@
 """The world's model before it has learnt anything: its sizes and its tokenizer, as a Hugging Face folder."""
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jaxsft.world import vocabulary
 
 
-def save_untrained(folder: Path) -> None:
-    """Writes `config.json` and the tokenizer of a Llama of 0.4 million parameters; there are no weights."""
+def save_untrained(folder: Path, changes: Mapping[str, Any] | None = None) -> None:
+    """Writes `config.json` and the tokenizer of a Llama of 0.4 million parameters; there are no weights.
+
+    Args:
+      folder: made if absent.
+      changes: fields of `config.json` that are to be others.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     vocabulary.save_tokenizer(folder)
     ids = vocabulary.token_ids()
@@ -32,4 +39,4 @@ def save_untrained(folder: Path) -> None:
         "pad_token_id": ids["<pad>"],
         "dtype": "float32",
     }
-    (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n")
+    (folder / "config.json").write_text(json.dumps(config | dict(changes or {}), indent=2) + "\n")

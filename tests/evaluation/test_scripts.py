@@ -91,8 +91,8 @@ def test_evaluate_writes_figures(runs):
     assert (figures["tokens"], figures["examples"], figures["task"]) == (36, 2, "perplexity")
     assert 0 < figures["nll_per_token"] < 20
     assert (
-        stdout.splitlines()[-1]
-        == f"{here / 'out'}: nll_per_token {figures['nll_per_token']:.5f} over 36 tokens of 2 examples"
+        stdout.splitlines()[-1] == f"{here / 'out'}: nll_per_token {figures['nll_per_token']:.5f} "
+        f"(perplexity {figures['perplexity']:.4g}) over 36 tokens of 2 examples"
     )
 
 
