@@ -1,7 +1,7 @@
 """Compares Pre-LN, Mix-LN and Post-LN on the embedded world: python scripts/compare_norms.py --output=runs/norms.
 
 Each is pretrained from random weights by configs/pretrain/mix_ln.py on the world's text, then fine-tuned by the
-world's plain recipe. Perplexity, what is answered, and the norm of the gradient of each layer are printed and written to
+world's plain recipe. Perplexity, what is answered, and the norm of each layer's gradient are printed and written to
 OUTPUT/results.md. What is done stays done: the same command goes on where it was broken off.
 """
 

@@ -14,6 +14,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from jaxsft.config import (
+    LogConfig,
     LoRAConfig,
     LoRAMoEConfig,
     MeshConfig,
@@ -44,6 +45,7 @@ class Case:
       extras: what its batches hold besides: name -> a function from an example's tokens to its number, so that it is
         the same wherever the example stands.
       chunks: whether the examples of a group see those before them.
+      post_layers: of the model, the first ones.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Case:
     group: int = 1
     extras: Mapping[str, Callable[[np.ndarray], float]] = dataclasses.field(default_factory=dict)
     chunks: bool = False
+    post_layers: int = 0
 
 
 def _config(**changes: object) -> TrainConfig:
@@ -145,6 +148,8 @@ CASES = [
     Case("mrpo", _config(objective=MRPO), group=2, extras=REFERENCES),
     Case("minor-dpo-lora-online", dataclasses.replace(_lora(), objective=MINOR_DPO), group=2),
     Case("max-match", _config(objective=ObjectiveConfig("max_match", consistency=0.5)), group=3),
+    Case("mix-ln", _config(log=LogConfig(layer_grad_norms=True)), post_layers=1),
+    Case("mix-ln-lora", _lora(targets=("layers.[01].attn.*_proj",)), post_layers=1),
     Case("mixture-of-instructions", _config(), group=2, extras=DOMAINS, chunks=True),
 ]
 MESHES = {
@@ -200,7 +205,7 @@ def chunked(batch, size: int):
 
 def start(case: Case, mesh, batch):
     """The program, and a state whose adapters are not at zero, and that has left what it may be drawn back to."""
-    program = build(case.config, llama(), mesh, 10, batch)
+    program = build(case.config, llama().with_post_layers(case.post_layers, "the case"), mesh, 10, batch)
     state, frozen = program.initial(program.stored(program.decoder.init(jax.random.key(1))))
     if case.config.adapter.kind != "none" or frozen.start is not None:
         # the same wherever they live: drawn on the host

@@ -16,7 +16,7 @@ from typing import Any
 from jaxsft.comparison.jobs import printing_to
 from jaxsft.config import EvalConfig, ModelConfig, NewModelConfig, SuiteConfig, TrainConfig
 from jaxsft.files import write_json
-from jaxsft.training.gradients import LAYER
+from jaxsft.training.workdir import LAYER_GRADIENT
 from jaxsft.world import recipe
 from jaxsft.world.model import save_untrained
 
@@ -113,7 +113,7 @@ def gradients(lines: Sequence[dict[str, Any]]) -> dict[str, list[float]]:
     Args:
       lines: of `metrics.jsonl`, of training.
     """
-    names = sorted((n for n in lines[0] if n.startswith(LAYER)), key=lambda name: int(name.removeprefix(LAYER)))
+    names = sorted(name for name in lines[0] if name.startswith(LAYER_GRADIENT))
     second = lines[len(lines) // 2 :]
     return {
         "start": [lines[0][name] for name in names],

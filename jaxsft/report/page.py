@@ -77,6 +77,7 @@ def render(story: Story, questions: int = 8, shown: int = 3) -> str:
         single_rows=figures_table(story, _singles(story), cols) if several else [],
         trade_off=[(kind, Markup(plots.trade_off(story, size))) for kind, size in (("wide", WIDE), ("narrow", NARROW))],
         curves=[Markup(svg) for svg in plots.curves(story)],
+        depth=Markup(plots.depth(story)),
         changes=_changes(story, questions),
         samples=_samples(story, shown),
         parts=_parts(story),

@@ -9,6 +9,7 @@ from jaxsft.report.groups import Group, family_name, frontier, label
 from jaxsft.report.ink import ink
 from jaxsft.report.read import LOSS_SPLITS, Series
 from jaxsft.report.story import Story
+from jaxsft.training.workdir import LAYER_GRADIENT
 
 MOST_WAYS = 4  # groups whose way while training the trade-off shows; more would be a tangle
 MOST_POINTS = 90  # of a training curve, which is averaged over bins of steps
@@ -84,6 +85,25 @@ def curves(story: Story) -> list[str]:
     steps = [x for panel in panels for line in panel for x, _ in line.points]
     room = charts.label_room([line.label for panel in panels for line in panel])
     return [charts.lines(p, axis, x_range=(min(steps), max(steps)), room=room) for p, axis in zip(panels, axes)]
+
+
+def depth(story: Story) -> str:
+    """The norm of each layer's gradient over the depth of the model, mean over the second half of the steps; "" where
+    no run has measured it."""
+    panel, size = [], (420, 260)
+    for group in story.groups:
+        profiles = [profile for run in group.runs if (profile := _profile(run.curves.get("train", {})))]
+        if profiles:
+            panel.append(Line(mean_of(profiles), group.name, story.ink(group)))
+            panel += [Line(profile, "", story.ink(group), thin=True) for profile in profiles if len(profiles) > 1]
+    return charts.lines(panel, Axis("norm of the gradient"), "layer", size=size) if panel else ""
+
+
+def _profile(curves: dict[str, Series]) -> Series:
+    """(layer, mean norm of its gradient over the second half of the steps)."""
+    names = sorted(name for name in curves if name.startswith(LAYER_GRADIENT))
+    layers = {int(name.removeprefix(LAYER_GRADIENT)): curves[name] for name in names}
+    return [(i, statistics.fmean(v for _, v in s[len(s) // 2 :])) for i, s in layers.items()]
 
 
 def _headline(story: Story, task: str) -> Metric | None:

@@ -7,10 +7,9 @@ import jax.numpy as jnp
 
 from jaxsft.models import layout
 from jaxsft.models.architecture import Architecture
+from jaxsft.training.workdir import GRADIENT, LAYER_GRADIENT
 
 Tree = Any
-PREFIX = "grad_norm/"
-LAYER = f"{PREFIX}layer_"  # and the layer's index
 
 
 def layer_norms(arch: Architecture, gradients: Tree) -> dict[str, jax.Array]:
@@ -26,9 +25,10 @@ def layer_norms(arch: Architecture, gradients: Tree) -> dict[str, jax.Array]:
         if path[0] == "stacks":
             stack = arch.stacks[int(path[1])]
             rows = jnp.sum(jnp.square(leaf), axis=tuple(range(1, leaf.ndim)))
-            names = [f"layer_{stack.layer(int(path[2]), row):0{digits}d}" for row in range(stack.repeats)]
+            layers = [stack.layer(int(path[2]), row) for row in range(stack.repeats)]
+            names = [f"{LAYER_GRADIENT}{layer:0{digits}d}" for layer in layers]
             parts = dict(zip(names, rows))
         else:
-            parts = {path[0]: jnp.sum(jnp.square(leaf))}
+            parts = {GRADIENT + path[0]: jnp.sum(jnp.square(leaf))}
         squares |= {name: squares.get(name, 0.0) + part for name, part in parts.items()}
-    return {PREFIX + name: jnp.sqrt(square) for name, square in sorted(squares.items())}
+    return {name: jnp.sqrt(square) for name, square in sorted(squares.items())}

@@ -26,6 +26,8 @@ from jaxsft.validation import from_dict, to_dict
 PACKAGES = ("jaxsft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 # Fields that may change between the start of a run and its continuation: they do not change its numbers.
 FREE = ("mesh", "checkpoint", "log.tensorboard", "log.wandb_project", "data.cache_dir")
+GRADIENT = "grad_norm/"  # and a part of the model: what `config.log.layer_grad_norms` adds to the metrics
+LAYER_GRADIENT = f"{GRADIENT}layer_"  # and the layer's index
 
 
 class Workdir:

@@ -276,6 +276,28 @@ def test_losses_alone_make_a_page(tmp_path):
     assert "run: held-out loss 4.000 → 3.000" in squeezed(Page(page.build([str(worse), str(run)])).text)
 
 
+def test_the_gradient_of_each_layer_is_drawn_over_the_depth(tmp_path):
+    for seed in (0, 1):
+        run = made.train_record(tmp_path / f"deep{seed}", seed=seed)
+        steps = [
+            {"step": s, "split": "train", "loss": 1.0}
+            | {f"grad_norm/layer_{i:02d}": (100.0 if s <= 2 else 1.0 + i + seed) for i in range(11)}
+            for s in (1, 2, 3, 4)
+        ]
+        made.metrics(run, steps)
+    paths = [str(tmp_path / f"deep{seed}") for seed in (0, 1)]
+    html = page.build(paths)
+    Page(html)
+    (svg,) = [svg for svg in re.findall(r"<svg.*?</svg>", html, re.DOTALL) if "norm of the gradient" in svg]
+    drawn = re.findall(r'<path class="(line|thin)" d="M([^"]*)"', svg)
+    assert sorted(kind for kind, _ in drawn) == ["line", "thin", "thin"], "the mean over seeds, and each of them"
+    for _, way in drawn:
+        heights = [float(place.split()[1]) for place in way.split("L")]
+        assert len(heights) == 11 and heights == sorted(heights, reverse=True), "deeper layers are higher up"
+    made.metrics(tmp_path / "deep0", [{"step": 1, "split": "train", "loss": 1.0}])
+    assert "norm of the gradient" not in page.build(paths[:1])
+
+
 def test_what_is_not_finite_is_a_dash(tmp_path):
     made.evaluation(tmp_path / "base", made.seen_and_cloze(0.0, 1.0))
     tasks = made.seen_and_cloze(float("nan"), 0.5) | {"text": {"nll_per_token": float("inf"), "perplexity": 3.0}}
