@@ -57,7 +57,7 @@ class Job:
     def pretrain_config(self, model: Path) -> TrainConfig:
         """Pretraining from the folder of an untrained model."""
         config = copy.deepcopy(self.pretraining)
-        config.model = ModelConfig(str(model), "random", remat="none")
+        config.model = ModelConfig(str(model), init="random", remat="none")
         config.model.new = NewModelConfig(
             post_ln_alpha=ALPHAS[self.variant], init_std=INIT_STD, embed_std=self.pretraining.model.new.embed_std
         )

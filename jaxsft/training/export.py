@@ -127,7 +127,7 @@ def export_adapter(model: Any, path: epath.PathLike) -> str:
     arch, method = model.decoder.arch, model.method
     params = collect(arch, model.parts.params, method.update_mask(model.parts.params))
     saved = Saved(method.name, method.config, params, collect(arch, model.parts.aux))
-    built_in = model.template in (*BUILT_IN, "auto")
+    built_in = model.template in (*BUILT_IN, NO_TEMPLATE, "auto")
     card = Card(str(model.source), fingerprint(model.source), model.template if built_in else "auto", model.condition)
     with new_folder(path) as folder:
         copy_companions(model.companions or model.source, folder)

@@ -51,7 +51,13 @@ def experts(config: TrainConfig) -> None:
     config.adapter.loramoe.dropout, config.adapter.loramoe.dropout_mode = 0.3, "per_expert"
 
 
-@pytest.mark.parametrize("method", [preference, chunks, classes, spp, experts])
+def mix_ln(config: TrainConfig) -> None:
+    """From random weights, with metrics of each layer."""
+    config.model.init, config.model.new.n_post_layers, config.model.new.embed_std = "random", 1, 0.5
+    config.log.layer_grad_norms = True
+
+
+@pytest.mark.parametrize("method", [preference, chunks, classes, spp, experts, mix_ln])
 def test_a_run_that_was_broken_off_writes_the_same_lines(model_folder, records, tmp_path, method):
     """Over an epoch's end: eight rows a step, and no epoch has more than sixteen."""
     config = TrainConfig(batch_size=8, steps=4)
