@@ -9,8 +9,7 @@ from jaxsft import cli
 from jaxsft.config import MergeConfig
 from jaxsft.errors import UserError
 from jaxsft.files import check_new_folder
-from jaxsft.merging.merge import carry_out
-from jaxsft.merging.plan import make_plan
+from jaxsft.merging.merge import plan
 
 cli.define_config()
 OUTPUT = flags.DEFINE_string("output", None, "A new or empty folder.")
@@ -22,9 +21,9 @@ def main() -> str:
     if not OUTPUT.value:
         raise UserError("--output is missing; name a new or empty folder.")
     check_new_folder(OUTPUT.value)
-    plan = make_plan(config)
-    print(f"merging into {OUTPUT.value}\n" + "\n".join(plan.describe()), flush=True)
-    return f"{OUTPUT.value}: nothing written (--dry_run)" if DRY_RUN.value else carry_out(plan, OUTPUT.value)
+    planned = plan(config)
+    print(f"merging into {OUTPUT.value}\n" + "\n".join(planned.describe()), flush=True)
+    return f"{OUTPUT.value}: nothing written (--dry_run)" if DRY_RUN.value else planned.carry_out(OUTPUT.value)
 
 
 if __name__ == "__main__":

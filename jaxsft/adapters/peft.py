@@ -78,6 +78,19 @@ def save_peft(path: epath.PathLike, arch: Architecture, adapter_params: Any, con
     (path / CONFIG).write_text(json.dumps(contents, indent=2) + "\n")
 
 
+def save_factors(
+    path: epath.PathLike,
+    arch: Architecture,
+    factors: dict[str, dict[str, np.ndarray]],
+    rank: int,
+    alpha: float,
+    base: str,
+) -> None:
+    """`save_peft` of factors that are not stacked: module -> {"lora_a": [in, rank], "lora_b": [rank, out]}."""
+    config = LoRAConfig(rank=rank, alpha=alpha, targets=_patterns(arch, set(factors)))
+    save_peft(path, arch, _stack(arch, factors), config, base)
+
+
 def load_peft(path: epath.PathLike, arch: Architecture) -> tuple[dict[str, Any], LoRAConfig]:
     """Reads a LoRA adapter in PEFT's format.
 

@@ -27,7 +27,8 @@ class MergeConfig:
     """Models that `scripts/merge.py` makes one of. A field that the method does not read must be left alone.
 
     Attributes:
-      method: one of `jaxsft.merging.registry.METHODS`; docs/merging.md says which when.
+      method: one of `jaxsft.merging.registry.METHODS`, or of adapters "lora_factor", "lora_concat" or "lora_svd";
+        docs/merging.md says which when.
       models: folders, hub names or workdirs; dtype, tokenizer and chat template are those of the last.
       base: what the models were tuned from; "" is the common start of models that are workdirs.
       weights: one for each model; () is 1 for each.
@@ -44,6 +45,7 @@ class MergeConfig:
       gamma: the share of largest entries that breadcrumbs drop.
       epsilon: DELLA's probabilities are density - epsilon to density + epsilon.
       per_row: whether NuSLERP and model stock take angles row by row instead of by whole tensors.
+      rank: of the adapter that "lora_svd" leaves.
       vocabulary: "same" refuses models of different tokenizers; "last" takes that of the last model, and tokens that
         another lacks have the last model's rows.
       dtype: of the files: "float32", "bfloat16", or "auto" for that of the last model.
@@ -64,6 +66,7 @@ class MergeConfig:
     gamma: float = 0.01
     epsilon: float = 0.15
     per_row: bool = False
+    rank: int = 16
     vocabulary: str = "same"
     dtype: str = "auto"
     seed: int = 0

@@ -17,6 +17,7 @@ import jax.numpy as jnp
 
 from jaxsft.merging.linear import coefficients
 
+ADAPTER_METHODS = ("lora_factor", "lora_concat", "lora_svd")
 Factors = tuple[jax.Array, jax.Array]  # A [in, r], B [r, out]
 
 

@@ -20,6 +20,8 @@ from jaxsft import __version__
 from jaxsft.config import MergeConfig
 from jaxsft.errors import UserError
 from jaxsft.files import check_new_folder, new_folder, write_json
+from jaxsft.merging.adapters import AdapterPlan, plan_adapters
+from jaxsft.merging.factors import ADAPTER_METHODS
 from jaxsft.merging.linear import on_host, wide
 from jaxsft.merging.plan import Plan, make_plan
 from jaxsft.merging.registry import METHODS, Leaf
@@ -49,7 +51,28 @@ def merge(config: MergeConfig, output: epath.PathLike) -> str:
         folder that holds something or cannot be written.
     """
     check_new_folder(output)
-    return carry_out(make_plan(config), output)
+    return plan(config).carry_out(output)
+
+
+def plan(config: MergeConfig) -> "Merge | AdapterPlan":
+    """What `merge` will do: an object with `describe()`, lines on it, and `carry_out(output)`.
+
+    Raises:
+      UserError: for all that can be known before weights are read.
+    """
+    return plan_adapters(config) if config.method in ADAPTER_METHODS else Merge(make_plan(config))
+
+
+class Merge:
+    """A planned merge of models."""
+
+    def __init__(self, plan: Plan):
+        self._plan = plan
+        self.describe = plan.describe
+
+    def carry_out(self, output: epath.PathLike) -> str:
+        """See `merge`."""
+        return _carry_out(self._plan, output)
 
 
 def merge_or_find(config: MergeConfig, output: epath.PathLike) -> str:
@@ -67,8 +90,7 @@ def merge_or_find(config: MergeConfig, output: epath.PathLike) -> str:
     return found["result"]
 
 
-def carry_out(plan: Plan, output: epath.PathLike) -> str:
-    """`merge` of what has been planned."""
+def _carry_out(plan: Plan, output: epath.PathLike) -> str:
     check_new_folder(output)
     work = _Work(plan)
     tensors = {tensor.name: tensor for tensor in plan.tensors}

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from jaxsft.config import MergeConfig
 from jaxsft.errors import UserError
 from jaxsft.merging.dare import check_probabilities
+from jaxsft.merging.factors import ADAPTER_METHODS
 from jaxsft.merging.linear import check_divisible
 from jaxsft.merging.registry import METHODS, normalizes
 from jaxsft.merging.task_vectors import check_vote
@@ -125,8 +126,9 @@ def check_method(config: MergeConfig, count: int, has_base: bool) -> None:
       UserError: see `Settings.of`.
     """
     if config.method not in METHODS:
-        near = did_you_mean(config.method, METHODS) or "."
-        raise UserError(f"config.method is {config.method!r}; the methods are: {', '.join(METHODS)}{near}")
+        near = did_you_mean(config.method, [*METHODS, *ADAPTER_METHODS]) or "."
+        known = ", ".join([*METHODS, *ADAPTER_METHODS])
+        raise UserError(f"config.method is {config.method!r}; the methods are: {known}{near}")
     method = METHODS[config.method]
     least, most = method.models
     if not max(least, 1) <= count <= most:

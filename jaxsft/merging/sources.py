@@ -25,6 +25,7 @@ from jaxsft.models.architecture import Architecture
 from jaxsft.models.checkpoint import fingerprint, load_architecture, open_tensors, resolve
 from jaxsft.models.decoder import Decoder
 from jaxsft.models.weights import Tensor
+from jaxsft.training.program import architecture
 from jaxsft.training.restore import SavedRun, is_workdir, open_model, saved_run, weights_fingerprint
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -67,7 +68,9 @@ def open_source(path: str, mesh: Mesh) -> Source:
         return WholeSource(path, mesh) if is_adapter(resolve(path)) else FolderSource(path)
     run = saved_run(path)
     method = make_method(run.config, load_architecture(run.source), 1)
-    plain = run.config.model.init != "random" and run.config.model.quantization == "none"
+    model = run.config.model
+    changed = architecture(model, run.source) != load_architecture(run.source)
+    plain = not changed and model.init != "random" and model.quantization == "none"
     if type(method) in (Full, LoRA) and plain:
         return RunSource(path, run, method)
     run.checkpoints.close()

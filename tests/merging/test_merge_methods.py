@@ -12,8 +12,11 @@ from jaxsft.config import MergeConfig, MeshConfig
 from jaxsft.merging import sphere
 from jaxsft.merging.breadcrumbs import breadcrumbs
 from jaxsft.merging.dare import dare, model_key
+from jaxsft.merging.factors import concat_factors, mean_factors, truncate
+from jaxsft.merging.fisher import fisher
 from jaxsft.merging.linear import linear, task_arithmetic
 from jaxsft.merging.registry import METHODS, Leaf
+from jaxsft.merging.regmean import regmean
 from jaxsft.merging.sce import sce
 from jaxsft.merging.selection import largest, share, taken
 from jaxsft.merging.ties import ties
@@ -328,3 +331,85 @@ def test_sce_against_numpy_whatever_the_scale():
         want = base + np.einsum("k,kij->ij", weights, agree * taus) / np.where(divisor, divisor, 1)
         np.testing.assert_allclose(np.asarray(sce([a, b, c], base, 0.3)) - base, want - base, atol=2e-3 * spread)
     np.testing.assert_array_equal(sce([base, base], base, 0.5), base)
+
+
+# LoRA factors.
+
+
+def adapters(count, rank=3, shared=False, drift=1.0):
+    rng = np.random.default_rng(5)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)
+    first = draw(12, rank)
+    return [(first + drift * draw(12, rank) if shared else draw(12, rank), draw(rank, 8)) for _ in range(count)]
+
+
+def test_factors_and_updates_by_hand():
+    """Two adapters of rank 1: what the mean of factors lacks is the covariance of the factors."""
+    one = jnp.array([[1.0], [2.0]]), jnp.array([[1.0, 0.0]])
+    two = jnp.array([[3.0], [-1.0]]), jnp.array([[2.0, 1.0]])
+    a, b = mean_factors([one, two], (1, 1))
+    np.testing.assert_allclose((a @ b).T, [[3, 0.75], [1, 0.25]])
+    a, b = concat_factors([one, two], (1.0, 1.0), (0.5, 0.5))
+    np.testing.assert_allclose((a @ b).T, [[3.5, 0], [1.5, -0.5]])
+    a, b = mean_factors([one, two], (0, 1))
+    np.testing.assert_allclose(a, two[0])  # weights fall on both factors
+
+
+def test_adapters_side_by_side_are_exact_and_cut_best():
+    pairs, scales, weights = adapters(3), (2.0, 1.0, 0.5), (0.2, -0.5, 1.0)
+    want = sum(
+        w * s * np.asarray(a, np.float64) @ np.asarray(b, np.float64) for (a, b), s, w in zip(pairs, scales, weights)
+    )
+    a, b = concat_factors(pairs, scales, weights)
+    np.testing.assert_allclose(a @ b, want, atol=1e-5)
+    u, sizes, v = np.linalg.svd(want)
+    for rank in (2, 8):
+        (left, right), lost = truncate(a, b, rank)
+        assert left.shape == (12, min(rank, 9)) and right.shape == (min(rank, 9), 8)
+        np.testing.assert_allclose(left @ right, (u[:, :rank] * sizes[:rank]) @ v[:rank], atol=1e-4)
+        np.testing.assert_allclose(lost, np.linalg.norm(sizes[rank:]) / np.linalg.norm(sizes), atol=1e-5)
+
+
+def test_the_mean_of_factors_is_near_only_from_one_start():
+    errors = []
+    for shared, drift in ((True, 0.0), (True, 0.1), (False, 1.0)):
+        pairs = adapters(4, shared=shared, drift=drift)
+        want = sum(a @ b for a, b in pairs) / 4
+        a, b = mean_factors(pairs, (1, 1, 1, 1))
+        errors.append(float(jnp.linalg.norm(a @ b - want) / jnp.linalg.norm(want)))
+    assert errors[0] < 1e-5 < errors[1] < 0.3 < 0.6 < errors[2]
+
+
+# Statistics of data.
+
+
+def test_fisher_by_hand():
+    models, information = [jnp.array([1.0, 4.0]), jnp.array([3.0, 0.0])], [jnp.array([1.0, 1.0]), jnp.array([3.0, 1.0])]
+    np.testing.assert_allclose(fisher(models, information, (1, 1)), [2.5, 2.0])
+    np.testing.assert_allclose(fisher(models, information, (3, 1)), [2.0, 3.0])
+    np.testing.assert_allclose(fisher(models, [jnp.ones(2)] * 2, (1, 1)), [2.0, 2.0])
+    np.testing.assert_allclose(
+        fisher(models, [jnp.zeros(2)] * 2, (1, 3)), [2.5, 1.0]
+    )  # the mean where nothing is known
+    scaled = [information[0] * 100, information[1]]
+    np.testing.assert_allclose(fisher(models, scaled, (1, 1), norms=(100.0, 1.0)), [2.5, 2.0], rtol=1e-5)
+
+
+def test_regmean_is_least_squares():
+    """Without shrinking, against NumPy's solution of the regression itself."""
+    rng = np.random.default_rng(0)
+    models = [rng.standard_normal((5, 7)) for _ in range(2)]  # [out, in]
+    inputs = [rng.standard_normal((40, 7)) @ rng.standard_normal((7, 7)) for _ in range(2)]
+    targets = [x @ w.T for x, w in zip(inputs, models)]
+    want = np.linalg.lstsq(np.concatenate(inputs), np.concatenate(targets), rcond=None)[0].T
+    grams = [jnp.asarray(x.T @ x, jnp.float32) for x in inputs]
+    kernels = [jnp.asarray(w, jnp.float32) for w in models]
+    np.testing.assert_allclose(regmean(kernels, grams, (1, 1), shrink=1.0), want, atol=1e-3)
+    mean = regmean(kernels, [jnp.eye(7)] * 2, (1, 1), shrink=1.0)
+    np.testing.assert_allclose(mean, (models[0] + models[1]) / 2, atol=1e-5)
+    diagonal = regmean(kernels, grams, (1, 1), shrink=0.0)  # a mean weighted input by input
+    d = [np.diag(g).astype(np.float64) for g in grams]
+    np.testing.assert_allclose(diagonal, (models[0] * d[0] + models[1] * d[1]) / (d[0] + d[1]), atol=1e-4)
+    np.testing.assert_allclose(regmean([kernels[0]] * 2, grams, (1, 1)), models[0], atol=1e-6)
+    blind = regmean(kernels, [jnp.zeros((7, 7))] * 2, (1, 3))
+    np.testing.assert_allclose(blind, (models[0] + 3 * models[1]) / 4, atol=1e-6)

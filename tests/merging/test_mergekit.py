@@ -1,7 +1,7 @@
 """The numbers of mergekit on real weights: recorded for a few tensors, and for whole models where it can be run.
 
-`JAXSFT_MERGEKIT_PYTHON` names a Python that has mergekit, and `JAXSFT_MERGEKIT_MODELS` a base and three models tuned from
-it, float32 folders, separated by colons; `record_mergekit.py` made the recorded file from such.
+`JAXSFT_MERGEKIT_PYTHON` names a Python that has mergekit, and `JAXSFT_MERGEKIT_MODELS` a base and three models tuned
+from it, float32 folders, separated by colons; `record_mergekit.py` made the recorded file from such.
 """
 
 import importlib.util
@@ -64,7 +64,9 @@ def steps(x: np.ndarray) -> np.ndarray:
 def test_the_same_within_a_step_of_bfloat16(found, case):
     for name, arrays in found.items():
         apart = np.abs(steps(ours(case, arrays)) - steps(arrays[case]))
-        assert apart.max() <= 1, f"{name}: {apart.max()} steps, {(apart > 1).sum()} of {apart.size} entries"
+        # of entries that are equal at a cut, or differ by the last bit of a sum, it may keep others
+        others = apart.size // 5000 if "density" in METHODS[CASES[case][0]].reads else 0
+        assert (apart > 1).sum() <= others, f"{name}: {apart.max()} steps, {(apart > 1).sum()} of {apart.size} entries"
         moved = np.linalg.norm(arrays[case] - arrays["base"])
         assert moved > 0 and np.linalg.norm(ours(case, arrays) - arrays[case]) < 1e-3 * moved, name
 
@@ -72,7 +74,7 @@ def test_the_same_within_a_step_of_bfloat16(found, case):
 @pytest.mark.parametrize("case", RANDOM)
 def test_the_same_in_distribution(found, case):
     """Random masks differ; how many entries move, how far, and where to do not."""
-    (method, count, own, *_) = RANDOM[case]
+    own = RANDOM[case][2]
     for name, arrays in found.items():
         size = arrays["base"].size
         if size < 1000:

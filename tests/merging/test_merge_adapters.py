@@ -1,0 +1,84 @@
+"""LoRA adapters made into one, on disk: what is written computes the weighted sum of what was read."""
+
+import json
+
+import numpy as np
+import pytest
+
+from jaxsft.adapters.peft import save_factors
+from jaxsft.config import MergeConfig, MeshConfig, ModelConfig
+from jaxsft.errors import UserError
+from jaxsft.merging.merge import merge, plan
+from jaxsft.models import layout
+from jaxsft.sharding import make_mesh
+from jaxsft.training.restore import open_model
+from tests.evaluation.folders import make_folder
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A base and three adapters: two alike, one of another rank for other maps too."""
+    here = tmp_path_factory.mktemp("adapters")
+    decoder, _ = make_folder(here / "base")
+    for i, (name, rank, maps) in enumerate(
+        [("a", 4, ("q_proj",)), ("b", 4, ("q_proj",)), ("c", 2, ("q_proj", "o_proj"))]
+    ):
+        rng = np.random.default_rng(i)
+        draw = lambda *shape: rng.standard_normal(shape).astype(np.float32)  # noqa: B023
+        factors = {
+            f"layers.{layer}.attn.{m}": {"lora_a": draw(32, rank), "lora_b": draw(rank, 32)}
+            for layer in range(3)
+            for m in maps
+        }
+        save_factors(here / name, decoder.arch, factors, rank, 8.0, str(here / "base"))
+    return here
+
+
+def update(folder):
+    """What an adapter adds to the kernels of its base, by logical path."""
+    mesh = make_mesh(MeshConfig())
+    model = open_model(str(folder), ModelConfig(dtype="float32", param_dtype="float32"), mesh)
+    arch = model.decoder.arch
+    before, after = layout.unstack(arch, model.params), layout.unstack(arch, model.merged())
+    return {
+        name: np.asarray(after[name] - before[name])
+        for name in before
+        if name.endswith("o_proj.kernel") or "q_proj" in name
+    }
+
+
+@pytest.mark.parametrize("method", ["lora_concat", "lora_svd"])
+def test_the_update_is_the_weighted_sum(folders, tmp_path, method):
+    config = MergeConfig(method, tuple(str(folders / n) for n in "abc"), weights=(0.5, 0.3, -0.2))
+    line = merge(config, tmp_path / "merged")
+    assert "rank 10" in line  # 16 are allowed, 10 there are
+    parts = [update(folders / n) for n in "abc"]
+    for name, found in update(tmp_path / "merged").items():
+        np.testing.assert_allclose(found, sum(w * p[name] for w, p in zip(config.weights, parts)), atol=2e-4)
+    manifest = json.loads((tmp_path / "merged" / "merge.json").read_text())
+    assert manifest["method"] == method and len(manifest["models"]) == 3
+
+
+def test_the_mean_of_factors(folders, tmp_path):
+    pair = (str(folders / "a"), str(folders / "b"))
+    config = MergeConfig("lora_factor", pair, weights=(3.0, 1.0))
+    assert any("rank 4 for 3 maps" in text for text in plan(config).describe())
+    merge(config, tmp_path / "merged")
+    merge(MergeConfig("lora_factor", pair, weights=(0.0, 1.0)), tmp_path / "second")
+    for name, found in update(tmp_path / "second").items():
+        np.testing.assert_allclose(found, update(folders / "b")[name], atol=1e-4)
+    with pytest.raises(UserError, match="differ in rank"):
+        merge(MergeConfig("lora_factor", (pair[0], str(folders / "c"))), tmp_path / "no")
+
+
+def test_what_cannot_be(folders, tmp_path):
+    def refuse(message, method="lora_concat", models=("a", "b"), **fields):
+        with pytest.raises(UserError, match=message):
+            merge(MergeConfig(method, tuple(str(folders / n) for n in models), **fields), tmp_path / "merged")
+        assert not (tmp_path / "merged").exists()
+
+    refuse("base is neither a LoRA run's workdir nor an adapter's folder", models=("a", "base"))
+    refuse(r"config\.density is set, but", density=(0.5,))
+    refuse(r"has 1 numbers for 2 models", weights=(1.0,))
+    refuse("nearly cancel", "lora_factor", weights=(1.0, -1.0))
+    refuse("config.models is empty", models=())
