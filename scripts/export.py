@@ -24,6 +24,12 @@ FORMATS = {
 }
 FORMAT = flags.DEFINE_enum("format", "hf", [*FORMATS], "; ".join(f"{k}: {v}" for k, v in FORMATS.items()) + ".")
 BASE = flags.DEFINE_string("base", "", "Of an adapter: its base, instead of the one that it names.")
+MERGE_BASE = flags.DEFINE_enum(
+    "merge_base",
+    "dequantised",
+    ["dequantised", "full_precision"],
+    "What an adapter over a quantised base is added to: the weights it was trained with, or those before quantising.",
+)
 DTYPE = flags.DEFINE_enum("dtype", None, ["float32", "bfloat16", "float16"], "Of the weights; default: the source's.")
 
 
@@ -34,6 +40,8 @@ def main() -> str:
         raise UserError("--output is missing; name a new or empty folder.")
     if FORMAT.value != "hf" and DTYPE.value:
         raise UserError(f"--dtype has no effect on --format={FORMAT.value}, whose weights are float32; leave it out.")
+    if FORMAT.value != "hf" and MERGE_BASE.value != "dequantised":
+        raise UserError(f"--merge_base has no effect on --format={FORMAT.value}, which merges nothing; leave it out.")
     check_new_folder(OUTPUT.value)
     mesh = make_mesh(MeshConfig())
     print(f"exporting {MODEL.value} to {OUTPUT.value} as {FORMAT.value}")
@@ -42,7 +50,7 @@ def main() -> str:
     if FORMAT.value != "hf":
         alone = {"peft": export_peft, "adapter": export_adapter, "sft": export_sft}
         return alone[FORMAT.value](model, OUTPUT.value)
-    return export_hf(model, OUTPUT.value, mesh, DTYPE.value)
+    return export_hf(model, OUTPUT.value, mesh, DTYPE.value, MERGE_BASE.value)
 
 
 if __name__ == "__main__":

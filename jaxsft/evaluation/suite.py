@@ -81,7 +81,8 @@ def _open_reference(model: OpenModel, config: EvaluateConfig | SuiteConfig, mesh
     path = config.reference
     if not path and model.method is not None and model.adapters is None:
         path = started_from(config.model.path)
-    return open_model(path, config.model, mesh) if path else None
+    plain = dataclasses.replace(config.model, quantization="none")  # which is said of the model that is measured
+    return open_model(path, plain, mesh) if path else None
 
 
 def _resolved(config: EvaluateConfig | SuiteConfig, model: OpenModel) -> EvaluateConfig | SuiteConfig:

@@ -107,7 +107,9 @@ def _summed_nll(
 def _key(config: ScoreConfig, dataset: Dataset, mesh: Mesh) -> dict[str, Any]:
     """What decides the numbers besides the models: nothing else records it before the stage is done."""
     dtype, param_dtype = (str(dtype) for dtype in dtypes(config.model, mesh))
-    return {"examples": dataset.examples_fingerprint, "dtype": dtype, "param_dtype": param_dtype}
+    stored = [config.model.quantization, config.model.double_quantization]
+    known = {"examples": dataset.examples_fingerprint, "dtype": dtype, "param_dtype": param_dtype}
+    return known | ({"quantization": stored} if config.model.quantization != "none" else {})
 
 
 def _fingerprint(model: str, step: int | None) -> str:

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from typing import Any
 
 import jax
@@ -21,8 +22,10 @@ from jaxsft.data.tokenizer import Tokenizer
 from jaxsft.decoding.prompts import Prompter
 from jaxsft.errors import UserError
 from jaxsft.files import check_new_folder, new_folder
+from jaxsft.models import layout
 from jaxsft.models.checkpoint import copy_companions, fingerprint, save_hf
 from jaxsft.models.families import MIX_LN
+from jaxsft.models.quantized import QuantizedKernel, quantize
 
 PROBE = "The quick brown fox jumps over the lazy dog. 0 1 2 3 4 5 6 7 8 9 {x: [y, z]} Ünïcödé"
 
@@ -33,7 +36,9 @@ CHAT = [
 ]
 
 
-def export_hf(model: Any, path: epath.PathLike, mesh: Mesh, dtype: str | None = None) -> str:
+def export_hf(
+    model: Any, path: epath.PathLike, mesh: Mesh, dtype: str | None = None, merge_base: str = "dequantised"
+) -> str:
     """Writes a checkpoint that transformers loads, adapters merged, with tokenizer and chat template.
 
     Adapters are added to the weights in float32, and the sum is rounded once.
@@ -43,23 +48,26 @@ def export_hf(model: Any, path: epath.PathLike, mesh: Mesh, dtype: str | None = 
       path: a new or empty folder.
       mesh: the model's.
       dtype: of the tensors in the files; None is that of the checkpoint that the model came from.
+      merge_base: what an adapter over a quantised base is added to, see `OpenModel.merged`.
 
     Returns:
-      A line that says how much merging and rounding changed the logits.
+      A line that says how much merging and rounding changed the logits, and over a quantised base a warning of what
+      quantising does to the adapter's update.
 
     Raises:
-      UserError: if the folder holds something or cannot be written.
+      UserError: for a merge base that the model does not have, if the folder holds something or cannot be written.
     """
     check_new_folder(path)
     dtype = jnp.dtype(dtype or source_dtype(model))
     with jax.set_mesh(mesh):
-        merged = model.merged()
+        merged = model.merged(merge_base)
         change = logit_change(model, merged, dtype)
+        warning = _drift_warning(model, merged, merge_base)
     with new_folder(path) as folder:
         save_hf(folder, model.decoder, merged, dtype, tokenizer_from=model.companions or model.source)
         note = write_template(model, folder)
     line = f"{path}: {dtype.name} checkpoint; the largest change of a logit by merging and rounding is {change:.2g}"
-    return line + note + _own_format(model)
+    return line + note + _own_format(model) + warning
 
 
 def export_peft(model: Any, path: epath.PathLike) -> str:
@@ -141,6 +149,45 @@ def source_dtype(model: Any) -> str:
     """The dtype that the `config.json` of the model's source names; float32 if it names none."""
     config = json.loads(model.decoder.arch.source)
     return config.get("dtype") or config.get("torch_dtype") or "float32"
+
+
+def merge_drift(model: Any, merged: Any, merge_base: str) -> float:
+    """What quantising does to the weights of a run over a quantised base, relative to what its adapter does to them.
+
+    Both are norms over all quantised kernels. Of a merge into the full-precision base: what quantising had changed, for
+    by that the result differs from what was trained. Else: what it will change if the result is quantised again.
+    """
+    trained = merged if merge_base == "dequantised" else model.merged()
+
+    @jax.jit
+    def squares(kernel: QuantizedKernel, now: jax.Array, then: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+        now = now.astype(jnp.float32)
+        if then is None:
+            then = quantize(now, kernel.kind, kernel.groups is not None).dequantize(jnp.float32)
+        change, error = now - kernel.dequantize(jnp.float32), then.astype(jnp.float32) - now
+        return jnp.sum(jnp.square(change)), jnp.sum(jnp.square(error))
+
+    sums = np.zeros(2)
+    for path, kernel in layout.leaves(model.params):
+        if isinstance(kernel, QuantizedKernel):
+            other = None if merge_base == "dequantised" else layout.get(merged, path)
+            sums += [float(x) for x in squares(kernel, layout.get(trained, path), other)]
+    return float(np.sqrt(sums[1] / sums[0])) if sums[0] else math.inf
+
+
+def _drift_warning(model: Any, merged: Any, merge_base: str) -> str:
+    if model.adapters is None or not any(isinstance(leaf, QuantizedKernel) for _, leaf in layout.leaves(model.params)):
+        return ""
+    drift = merge_drift(model, merged, merge_base)
+    if merge_base == "dequantised":
+        return (
+            "; warning: the adapter is merged into the dequantised base, with which it was trained; quantising the "
+            f"result again would change the weights by {drift:.2g} of what the adapter did"
+        )
+    return (
+        "; warning: the adapter was trained over quantised weights; those that it is merged into differ from them by "
+        f"{drift:.2g} of what the adapter did"
+    )
 
 
 def logit_change(model: Any, merged: Any, dtype: Any) -> float:

@@ -1,5 +1,6 @@
 """Which frozen models a run is compared with, and what they say of its data, asked before the first step."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -119,7 +120,8 @@ class References:
         """What one reference says of every example; on return its weights are gone, before the next one's come."""
         weights = (base, None)
         if model != START:
-            opened = open_model(model, self._config.model, mesh)
+            # as it is, not as the run's own base is stored: its scores are those of the model that was named
+            opened = open_model(model, dataclasses.replace(self._config.model, quantization="none"), mesh)
             decoder, weights = opened.decoder, (opened.params, opened.adapters)
         rows, chunk_size = self._config.batch_size // self._config.accumulate, self._config.objective.chunk_size
         path, key = self._path(name), self._key(dataset, model)
@@ -138,7 +140,9 @@ class References:
         return {"examples": kept.fingerprint, "model": self._fingerprint(START)}
 
     def _fingerprint(self, model: str) -> str:
-        path = self._config.model.path if model == START else model
+        own, path = self._config.model, self._config.model.path if model == START else model
+        if model == START and own.quantization != "none":
+            return f"{fingerprint(resolve(path))}-{own.quantization}-{own.double_quantization}"
         return weights_fingerprint(path) if is_workdir(path) else fingerprint(resolve(path))
 
 

@@ -4,6 +4,7 @@ same way."""
 import dataclasses
 import hashlib
 import json
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ from jaxsft.errors import UserError
 from jaxsft.models.architecture import Architecture
 from jaxsft.models.checkpoint import fingerprint, load_architecture, load_params, resolve
 from jaxsft.models.decoder import Decoder
+from jaxsft.models.quantized import dequantize_params
 from jaxsft.sharding import replicated
 from jaxsft.training.checkpoint import Checkpoints, snapshot_steps
 from jaxsft.training.program import Program, abstract_batch, architecture, build, dtypes
@@ -44,6 +46,7 @@ class OpenModel:
       condition: the condition it is to be asked with, as `DataConfig.condition`; "auto" for none.
       companions: the folder of the tokenizer's files; None is `source`.
       types: of the examples it was trained on, as `DataConfig.types`; None for a plain model folder.
+      unquantized: loads the base as it was before it was quantised; None where it never was.
     """
 
     decoder: Decoder
@@ -57,15 +60,34 @@ class OpenModel:
     condition: str = "auto"
     companions: epath.Path | None = None
     types: TypesConfig | None = None
+    unquantized: Callable[[], Tree] | None = None
 
     @property
     def adapter_params(self) -> Tree | None:
         """The trained arrays of an adapter, None without one."""
         return None if self.adapters is None or self.parts is None else self.parts.params
 
-    def merged(self) -> Tree:
-        """Parameters of a plain model that computes the same."""
-        return self.params if self.method is None or self.parts is None else self.method.merge(self.parts)
+    def merged(self, merge_base: str = "dequantised") -> Tree:
+        """Parameters of a plain model that computes the same.
+
+        Args:
+          merge_base: what an adapter over a quantised base is added to: "dequantised", the weights that it was trained
+            with, or "full_precision", those that were quantised, which computes something else by as much as quantising
+            changed them.
+
+        Raises:
+          UserError: if the base was not quantised and `merge_base` is not the default, or there is no adapter.
+        """
+        if merge_base != "dequantised":
+            if self.unquantized is None or self.parts is None or self.method is None:
+                raise UserError(
+                    f"there is no adapter over a quantised base, so a merge base of {merge_base!r} is none."
+                )
+            plain = self.parts._replace(frozen={**self.parts.frozen, "base": self.unquantized()})
+            return self.method.merge(plain)
+        if self.method is None or self.parts is None:
+            return dequantize_params(self.params)
+        return self.method.merge(self.parts)
 
 
 def open_model(path: str, config: ModelConfig, mesh: Mesh, step: int | None = None) -> OpenModel:
@@ -73,8 +95,9 @@ def open_model(path: str, config: ModelConfig, mesh: Mesh, step: int | None = No
 
     Args:
       path: a Hugging Face folder, an adapter's, a hub name or a workdir, whose last checkpoint is taken.
-      config: dtypes and attention, and the `base` of an adapter or of a run whose base has moved; its own `path` is not
-        read. `param_dtype` "auto" keeps a workdir's.
+      config: dtypes and attention; the `base` of an adapter or of a run whose base has moved; and, for all but a
+        workdir, whose base is always quantised as it was in training, how the model or an adapter's base is. Its own
+        `path` is not read. `param_dtype` "auto" keeps a workdir's.
       mesh: where the parameters go.
       step: of a workdir, the checkpoint that is taken instead.
 
@@ -92,7 +115,8 @@ def open_model(path: str, config: ModelConfig, mesh: Mesh, step: int | None = No
         raise UserError(f"{path} is a whole model, so --base (config.model.base) has no effect on it; leave it out.")
     dtype, param_dtype = dtypes(config, mesh)
     decoder = Decoder(load_architecture(source), dtype=dtype, remat="none", attention=config.attention)
-    params = load_params(source, decoder, mesh, param_dtype)
+    stored = config.quantization, config.double_quantization
+    params = load_params(source, decoder, mesh, param_dtype, *stored)
     return OpenModel(decoder, params, None, None, None, load_tokenizer(str(source)), "auto", source)
 
 
@@ -274,7 +298,24 @@ def _open_run(
     params, adapters = program.method.compose(parts, {})
     tokenizer = load_tokenizer(str(source))
     asked = run.data.template, source, inference_condition(run.data)
-    return OpenModel(program.decoder, params, adapters, program.method, parts, tokenizer, *asked, types=run.data.types)
+    unquantized = None if run.model.quantization == "none" else lambda: _plain_base(run, program, source)
+    return OpenModel(
+        program.decoder,
+        params,
+        adapters,
+        program.method,
+        parts,
+        tokenizer,
+        *asked,
+        types=run.data.types,
+        unquantized=unquantized,
+    )
+
+
+def _plain_base(run: TrainConfig, program: Program, source: epath.Path) -> Tree:
+    """The base of a run before it was quantised."""
+    plain = dataclasses.replace(run, model=dataclasses.replace(run.model, quantization="none"))
+    return _reading(plain, program.decoder.arch, program.mesh).load_base(source)
 
 
 def _open_adapter(folder: epath.Path, config: ModelConfig, mesh: Mesh) -> OpenModel:
@@ -300,6 +341,7 @@ def _open_adapter(folder: epath.Path, config: ModelConfig, mesh: Mesh) -> OpenMo
         source,
         card.condition,
         companions,
+        unquantized=None if config.quantization == "none" else lambda: _plain_base(run, program, source),
     )
 
 

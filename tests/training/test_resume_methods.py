@@ -57,7 +57,11 @@ def mix_ln(config: TrainConfig) -> None:
     config.log.layer_grad_norms = True
 
 
-@pytest.mark.parametrize("method", [preference, chunks, classes, spp, experts, mix_ln])
+def qlora(config: TrainConfig) -> None:
+    config.model.quantization, config.adapter.kind, config.adapter.lora.dropout = "nf4", "lora", 0.1
+
+
+@pytest.mark.parametrize("method", [preference, chunks, classes, spp, experts, mix_ln, qlora])
 def test_a_run_that_was_broken_off_writes_the_same_lines(model_folder, records, tmp_path, method):
     """Over an epoch's end: eight rows a step, and no epoch has more than sixteen."""
     config = TrainConfig(batch_size=8, steps=4)

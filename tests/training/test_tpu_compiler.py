@@ -20,6 +20,7 @@ CASES = {
     "lora": ("lora", "accumulate=1"),
     "loramoe": ("loramoe", "accumulate=2"),
     "mix_ln": ("pretrain/mix_ln", "accumulate=1"),
+    "qlora": ("qlora", "accumulate=1"),
     "spp": ("spp", "accumulate=1"),
 }
 TOPOLOGIES = {"v5e:2x2": (2, 2, 1), "v5p:2x2x2": (4, 2, 1)}  # fsdp, tensor, slices
