@@ -12,7 +12,7 @@ def get_config() -> TrainConfig:
     config.model.path = ""
     config.data.path = ""
 
-    config.model.quantization = "nf4"  # or "int8": twice the memory, a twentieth of the error
+    config.model.quantization = "nf4"  # or "int8": twice the memory, a fifteenth of the error
     config.model.double_quantization = True  # the scales in 8 bits too
 
     config.adapter.kind = "lora"

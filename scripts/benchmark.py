@@ -69,6 +69,8 @@ SPIEL = {"adapter.kind": "spiel", "adapter.spiel.lora_rank": 16}
 METHODS: dict[str, dict[str, Any]] = {
     "full": {},
     "lora": {"adapter.kind": "lora"},
+    "qlora": {"adapter.kind": "lora", "model.quantization": "nf4"},
+    "lora-int8": {"adapter.kind": "lora", "model.quantization": "int8"},
     "spp": {"adapter.kind": "spp", "adapter.spp.rank": 4},
     "lora-ffn": {"adapter.kind": "lora", "adapter.lora.rank": 24, "adapter.lora.targets": FFN},
     "loramoe": {"adapter.kind": "loramoe", "adapter.loramoe.dropout": 0.0},
@@ -82,6 +84,7 @@ METHOD_NAMES = flags.DEFINE_list("methods", list(METHODS), f"Of {', '.join(METHO
 OBJECTIVE_NAMES = flags.DEFINE_list("objectives", ["sft"], f"Of {', '.join(OBJECTIVES)}.")
 STEPS = flags.DEFINE_integer("steps", 10, "Timed steps, after two that warm up.")
 REMAT = flags.DEFINE_string("remat", "block", "See ModelConfig.remat.")
+DTYPE = flags.DEFINE_enum("dtype", "auto", ["auto", "float32", "bfloat16"], "See ModelConfig.dtype and param_dtype.")
 FSDP = flags.DEFINE_integer("fsdp", -1, "See MeshConfig.fsdp.")
 TENSOR = flags.DEFINE_integer("tensor", 1, "See MeshConfig.tensor.")
 
@@ -112,6 +115,8 @@ class Contestant:
         settings = dict(METHODS[method])
         stage = settings.pop("stage", "")
         for path, value in settings.items():
+        config.model.dtype = config.model.param_dtype = DTYPE.value
+        for path, value in METHODS[method].items():
             *nodes, name = path.split(".")
             setattr(functools.reduce(getattr, nodes, config), name, value)
         config.objective = ObjectiveConfig(objective, **OBJECTIVES[objective])

@@ -84,7 +84,7 @@ def export_peft(model: Any, path: epath.PathLike) -> str:
         raise UserError("the model is not a LoRA run, so there is no adapter to write; use --format=hf.")
     with new_folder(path) as folder:
         copy_companions(model.companions or model.source, folder)
-        note = write_template(model, folder)
+        note = write_template(model, folder) + _base_note(model)
         save_peft(folder, model.decoder.arch, model.adapter_params, model.method.config, str(model.source))
     return f"{path}: LoRA adapter of rank {model.method.config.rank} for {model.source}{note}{_own_format(model)}"
 
@@ -139,7 +139,7 @@ def export_adapter(model: Any, path: epath.PathLike) -> str:
     card = Card(str(model.source), fingerprint(model.source), model.template if built_in else "auto", model.condition)
     with new_folder(path) as folder:
         copy_companions(model.companions or model.source, folder)
-        note = write_template(model, folder)
+        note = write_template(model, folder) + _base_note(model)
         save_adapter(folder, saved, card)
     numbers = sum(array.size for array in params.values())
     return f"{path}: adapter of the kind {method.name}, {numbers:,} trained numbers, for {model.source}{note}"
@@ -175,8 +175,20 @@ def merge_drift(model: Any, merged: Any, merge_base: str) -> float:
     return float(np.sqrt(sums[1] / sums[0])) if sums[0] else math.inf
 
 
+def _quantization(model: Any) -> str:
+    """How the model's base is stored, as `ModelConfig.quantization`."""
+    return next((leaf.kind for _, leaf in layout.leaves(model.params) if isinstance(leaf, QuantizedKernel)), "none")
+
+
+def _base_note(model: Any) -> str:
+    kind = _quantization(model)
+    return (
+        "" if kind == "none" else f"; note: it was trained over a base stored as {kind}, so use it over one like that"
+    )
+
+
 def _drift_warning(model: Any, merged: Any, merge_base: str) -> str:
-    if model.adapters is None or not any(isinstance(leaf, QuantizedKernel) for _, leaf in layout.leaves(model.params)):
+    if model.adapters is None or _quantization(model) == "none":
         return ""
     drift = merge_drift(model, merged, merge_base)
     if merge_base == "dequantised":
