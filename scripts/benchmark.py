@@ -112,11 +112,10 @@ class Contestant:
     def __init__(self, shape: Shape, method: str, objective: str):
         config = TrainConfig()
         config.model.remat = REMAT.value
+        config.model.dtype = config.model.param_dtype = DTYPE.value
         settings = dict(METHODS[method])
         stage = settings.pop("stage", "")
         for path, value in settings.items():
-        config.model.dtype = config.model.param_dtype = DTYPE.value
-        for path, value in METHODS[method].items():
             *nodes, name = path.split(".")
             setattr(functools.reduce(getattr, nodes, config), name, value)
         config.objective = ObjectiveConfig(objective, **OBJECTIVES[objective])
