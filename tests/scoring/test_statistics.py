@@ -74,12 +74,10 @@ def test_inputs_of_the_model(params):
     np.testing.assert_allclose(own.mean, first.mean(0), atol=1e-5)
     np.testing.assert_allclose(own.variance, first.var(0), rtol=1e-4)
     np.testing.assert_allclose(own.gram, first.T @ first, rtol=1e-3, atol=1e-3)
-    states = []
-    for example, _ in examples:
-        ones = jnp.ones((1, len(example)), jnp.int32)
-        out = DECODER.forward(params, jnp.asarray(example)[None].astype(jnp.int32), jnp.cumsum(ones, 1) - 1, ones)
-        states.append(np.float64(out.hidden[0]))
-    np.testing.assert_allclose(tree["head"].energy, (np.concatenate(states) ** 2).sum(0), rtol=1e-4)
+    batch = make_batch([[e] for e in examples], 64, 12)
+    out = jax.jit(DECODER.forward)(params, batch.tokens, batch.positions, batch.segment_ids)
+    states = np.float64(out.hidden)[batch.segment_ids > 0]
+    np.testing.assert_allclose(tree["head"].energy, (states**2).sum(0), rtol=1e-4)
 
 
 def test_neither_batches_nor_packing_nor_devices_change_them(params):
