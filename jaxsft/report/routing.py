@@ -17,6 +17,8 @@ MOST_KINDS = 12  # kinds of example that are drawn, those with the most tokens
 WIDTH, HEIGHT = 252, 22  # of a map's cells together, and of one
 LEFT, TOP, GAP = 62, 40, 6  # room for the names of experts, for the titles, and between experts of unlike types
 
+CLOSE = 0.1  # weights that differ by less than this are written with a decimal
+
 
 @dataclasses.dataclass(frozen=True)
 class Heat:
@@ -83,7 +85,8 @@ def _panel(heat: Heat, labels: list[str], experts: list[int], ends: tuple[float,
             hint = f"layer {labels[column]}, expert {n + 1}: {100 * row[n]:.1f} %"
             reach = (high if row[n] > even else low) - even
             distance = math.copysign((row[n] - even) / reach, reach) if reach else 0.0
-            parts.append(_cell(LEFT + column * wide, y, wide, row[n], distance, hint))
+            number = f"{100 * row[n]:.{int(high - low < CLOSE)}f}" if wide >= 26 else ""
+            parts.append(_cell(LEFT + column * wide, y, wide, number, distance, hint))
         y += HEIGHT
     for column in range(0, len(labels), -(-len(labels) // 8)):
         parts.append(text_at(labels[column], LEFT + (column + 0.5) * wide, y + 14, "middle", "tick"))
@@ -91,10 +94,9 @@ def _panel(heat: Heat, labels: list[str], experts: list[int], ends: tuple[float,
     return svg(parts, (LEFT + WIDTH + 4, int(y) + 20), f"Weights of experts on {heat.name}")
 
 
-def _cell(x: float, y: float, wide: float, weight: float, distance: float, hint: str) -> str:
-    """A weight; `distance` from the even share is from -1 to 1. Wide cells say it in per cent."""
+def _cell(x: float, y: float, wide: float, number: str, distance: float, hint: str) -> str:
+    """A weight, written in it as `number`; its `distance` from the even share is from -1 to 1."""
     kind = "more" if distance > 0 else "less"
     box = f'x="{x + 0.5:.1f}" y="{y + 0.5:.1f}" width="{wide - 1:.1f}" height="{HEIGHT - 1}" rx="2"'
     cell = f'<rect class="cell {kind}" style="--v:{abs(distance):.3f}" {box}><title>{escape(hint)}</title></rect>'
-    number = text_at(f"{100 * weight:.0f}", x + wide / 2, y + HEIGHT * 0.68, "middle", "share") if wide >= 26 else ""
-    return cell + number
+    return cell + (text_at(number, x + wide / 2, y + HEIGHT * 0.68, "middle", "share") if number else "")
