@@ -37,9 +37,14 @@ METRICS = {
         Metric("cv", "CV of expert load"),
         Metric("own_type", "weight on own type", True),
         Metric("ended", "answers that end", True, True),
+        Metric("support/replaced", "tuned weights replaced", True),
+        Metric("support/since_first", "tuned since the first change", True),
+        Metric("support/forgotten", "norm of dropped deltas over all", True),
+        Metric("support/age", "mean age of tuned weights, steps"),
     )
 }
 HEADLINES = ("exact_match", "accuracy", "nll_per_token", "loss", "perplexity", "deviation", "kl_per_token")
+SUPPORT = ("support/replaced", "support/since_first", "support/forgotten", "support/age")  # at changes of a support
 SECOND = ("watched", "kl_per_token", "own_type")  # columns of their own beside the headline
 
 

@@ -4,7 +4,7 @@ import statistics
 
 from jaxsft.report import charts
 from jaxsft.report.charts import Axis, Line, Point
-from jaxsft.report.figures import SECOND, Metric, headline, metric
+from jaxsft.report.figures import SECOND, SUPPORT, Metric, headline, metric
 from jaxsft.report.groups import Group, family_name, frontier, label
 from jaxsft.report.ink import ink
 from jaxsft.report.read import LOSS_SPLITS, Series
@@ -82,6 +82,8 @@ def curves(story: Story) -> list[str]:
     for task, head in heads.items():
         for kind in (metric(key) for key in SECOND if key != head.key):
             add(_axis(f"{task}: {kind.label}", kind), _panel(story, task, kind.key))
+    for kind in map(metric, SUPPORT):
+        add(_axis(kind.label, kind), _panel(story, "train", kind.key))
     steps = [x for panel in panels for line in panel for x, _ in line.points]
     room = charts.label_room([line.label for panel in panels for line in panel])
     return [charts.lines(p, axis, x_range=(min(steps), max(steps)), room=room) for p, axis in zip(panels, axes)]

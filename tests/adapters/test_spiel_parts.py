@@ -1,5 +1,6 @@
 """The parts of SpIEL by themselves: clock, optimizers, selection. Recorded values are of the authors' code."""
 
+import dataclasses
 import itertools
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from jaxsft.adapters.spiel import kernel, selection, tensors
 from jaxsft.adapters.spiel.optimizer import aged_adam, sm3_step
 from jaxsft.adapters.spiel.reselection import seeded
 from jaxsft.adapters.spiel.schedule import Clock
+from jaxsft.models.projection import Context
 
 RECORDED = Path(__file__).parent / "recorded" / "spiel"
 SIZE = 20 * 30
@@ -220,3 +222,43 @@ def test_positions_of_transposes():
     again, back = tensors.from_torch(theirs, values, (5, 7))
     np.testing.assert_array_equal(again, idx)
     np.testing.assert_array_equal(back, matrix.reshape(-1)[idx])
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Halves:
+    """A kernel stored as two integers a weight, without loss."""
+
+    high: jax.Array
+    low: jax.Array
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.high.shape
+
+    def dequantize(self, dtype: object) -> jax.Array:
+        bits = (self.high.astype(jnp.uint32) << 16) | self.low.astype(jnp.uint32)
+        return jax.lax.bitcast_convert_type(bits, jnp.float32).astype(dtype)
+
+
+def test_a_quantised_base_without_loss_is_the_dense_one():
+    """Product and gradients bit for bit, in the layer scan and under rematerialisation too."""
+    rng = np.random.default_rng(0)
+    dense = rng.normal(size=(2, 20, 20)).astype(np.float32)
+    bits = dense.view(np.uint32)
+    stored = Halves(jnp.asarray(bits >> 16, jnp.uint16), jnp.asarray(bits & 0xFFFF, jnp.uint16))
+    idx = jnp.asarray([np.sort(rng.choice(400, 40, replace=False)) for _ in range(2)], jnp.int32)
+    delta, x = jnp.asarray(rng.normal(size=(2, 40)), jnp.float32), jnp.asarray(rng.normal(size=(6, 20)), jnp.float32)
+    static = kernel.Static(40, ("embed", "mlp"))
+
+    def loss(kernels, delta, x):
+        def layer(x, own):
+            node = kernel.SpIELNode(own[1], own[2], None, static)
+            return jnp.tanh(node.project(x, own[0], Context())[0]), None
+
+        return jnp.sum(jax.lax.scan(jax.checkpoint(layer), x, (kernels, delta, idx))[0] ** 2)
+
+    results = [jax.jit(jax.value_and_grad(loss, (1, 2)))(k, delta, x) for k in (jnp.asarray(dense), stored)]
+    for want, got in zip(*map(jax.tree.leaves, results)):
+        np.testing.assert_array_equal(want, got)
+    assert np.abs(results[0][1][0]).max() > 1e-3

@@ -298,6 +298,18 @@ def test_the_gradient_of_each_layer_is_drawn_over_the_depth(tmp_path):
     assert "norm of the gradient" not in page.build(paths[:1])
 
 
+def test_how_a_support_moves_is_drawn(tmp_path):
+    """Only its changes have the figures, and each figure has a panel of its own."""
+    run = made.train_record(tmp_path / "run")
+    steps = [{"step": s, "split": "train", "loss": 4.0 - 0.1 * s} for s in range(1, 8)]
+    for s, replaced in ((2, 1.0), (5, 0.1)):
+        steps[s - 1] |= {"support/replaced": replaced, "support/since_first": 1.5 - s / 4, "support/age": s + 0.5}
+    made.metrics(run, steps)
+    text = squeezed(Page(page.build([str(run)])).text)
+    titles = ("tuned weights replaced", "tuned since the first change", "mean age of tuned weights, steps")
+    assert all(title in text for title in titles) and "norm of dropped deltas" not in text
+
+
 def test_what_is_not_finite_is_a_dash(tmp_path):
     made.evaluation(tmp_path / "base", made.seen_and_cloze(0.0, 1.0))
     tasks = made.seen_and_cloze(float("nan"), 0.5) | {"text": {"nll_per_token": float("inf"), "perplexity": 3.0}}

@@ -27,6 +27,7 @@ from jaxsft.errors import UserError
 from jaxsft.models import layout
 from jaxsft.models.architecture import Architecture
 from jaxsft.models.layout import Path
+from jaxsft.models.projection import dense
 from jaxsft.objectives.terms import Term
 
 PLAIN, GATHER, SEARCH = "", "gather", "search"  # kinds of steps; the last needs the dense gradient
@@ -135,7 +136,7 @@ class SpIEL(Adapter):
                 return kernel
             wide = jnp.promote_types(kernel.dtype, jnp.float32)
             add = lambda *layer: tuned(*layer, wide).astype(kernel.dtype)
-            return jax.vmap(add)(kernel, params["delta"], layout.get(parts.aux["maps"], path[:-1])["idx"])
+            return jax.vmap(add)(dense(kernel, wide), params["delta"], layout.get(parts.aux["maps"], path[:-1])["idx"])
 
         return layout.map_leaves(replace, parts.frozen["base"])
 
