@@ -143,7 +143,6 @@ CASES = [
     Case("spiel", _spiel()),
     Case("spiel-selections", _spiel(reselect_every=4, phase=2, targets=("layers.1.attn.*_proj", "layers.*.mlp"))),
     Case("spiel-ma", _spiel("ma", reselect_every=4, phase=2)),
-    Case("spiel-nf4", _quantized(_spiel(reselect_every=4, phase=2), "nf4")),
     Case("minor-sft", _config(objective=MINOR), extras={"reference_0": unlikely}),
     Case("minor-sft-lora-online", dataclasses.replace(_lora(), objective=MINOR)),
     Case("mrpo", _config(objective=MRPO), group=2, extras=REFERENCES),

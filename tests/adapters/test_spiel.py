@@ -392,7 +392,8 @@ def test_a_planted_support_is_found():
     matrix, y = jnp.asarray(matrix, jnp.float32), x @ jnp.asarray(changed, jnp.float32)
     idx, delta = jnp.asarray(np.sort(rng.choice(size, k, replace=False)), jnp.int32), jnp.zeros(k)
     optimizer = aged_adam(0.9, 0.999, 1e-8)
-    static, state, overlaps = kernel.Static(k, ("embed", "mlp")), optimizer.init(delta), []
+    static, state = kernel.Static(k, ("embed", "mlp")), optimizer.init(delta)
+    overlaps = [len(set(idx.tolist()) & set(planted.tolist()))]
 
     @jax.jit
     def gradients(delta, idx, candidates, fresh):
@@ -415,7 +416,7 @@ def test_a_planted_support_is_found():
             order = jnp.argsort(idx)
             idx, delta, state = idx[order], delta[order], optimizer.init(delta)
             overlaps.append(len(set(idx.tolist()) & set(planted.tolist())))
-    assert overlaps[-1] == k > overlaps[0] and loss < 1e-4, (overlaps, loss)
+    assert overlaps[-1] == k > 4 * overlaps[0] and loss < 1e-4, (overlaps, loss)
 
 
 @pytest.mark.parametrize(
@@ -424,7 +425,7 @@ def test_a_planted_support_is_found():
         ({"weights": 100}, "both weights and lora_rank"),
         ({"lora_rank": 0, "weights": 3}, "which is 0 in a matrix of"),
         ({"lora_rank": 200}, "more than none and less than all"),
-        ({"phase": 4}, r"phase is 4, which does not fit .* reselect_every = 4"),
+        ({"phase": 4}, r"phase is 4, which does not fit .*reselect_every = 4"),
         ({"phase": 3, "parity": True}, r"phase is 3, which does not fit"),
         ({"targets": ("head",)}, "targets names head; SpIEL tunes weights of linear maps in layers alone"),
         ({"targets": ("*",)}, "targets names embed; SpIEL tunes"),
