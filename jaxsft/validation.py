@@ -60,7 +60,7 @@ CHOICES = {
     "OptimizerConfig.name": ("adamw", "adafactor", "lion", "sm3", "muon"),
 }
 POSITIVE = {
-    "ewc_examples",
+    "ewc_examples", "MergeConfig.examples",
     "max_length", "max_examples_per_row", "rank", "chunk_size", "batch_size", "accumulate", "learning_rate",
     "keep_latest", "LogConfig.every", "draws", "mix_alpha", "keep", "scale",
     "init_std", "embed_std",
@@ -75,10 +75,10 @@ NOT_NEGATIVE = {
     "snapshots", "DisperseConfig.parts",
     "n_post_layers", "post_ln_alpha",
     "neftune_alpha", "kl_to_base", "l2_to_start", "ewc", "l1", "LoRAMoEConfig.delta", "top_k",
-    "SpIELConfig.weights", "SpIELConfig.density", "lora_rank", "gamma", "epsilon",
+    "MergeConfig.shrink", "SpIELConfig.weights", "SpIELConfig.density", "lora_rank", "gamma", "epsilon",
     "DSnoTConfig.threshold", "DSnoTConfig.power",
 }  # fmt: skip
-AT_MOST_ONE = {"keep", "post_ln_alpha", "LoRAMoEConfig.delta", "SpIELConfig.density", "rate"}
+AT_MOST_ONE = {"keep", "MergeConfig.shrink", "post_ln_alpha", "LoRAMoEConfig.delta", "SpIELConfig.density", "rate"}
 BELOW_ONE = {"dropout", "label_smoothing", "ema", "b1", "gamma"}
 SPLITS = ("train", "eval")  # what the lines of `metrics.jsonl` are of besides tasks
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from jaxsft.config.data import DataConfig
 from jaxsft.config.model import MeshConfig
 
 
@@ -45,11 +46,15 @@ class MergeConfig:
       gamma: the share of largest entries that breadcrumbs drop.
       epsilon: DELLA's probabilities are density - epsilon to density + epsilon.
       per_row: whether NuSLERP and model stock take angles row by row instead of by whole tensors.
+      shrink: RegMean's factor of what inputs have in common; 1 is plain least squares.
+      fisher_norm: whether each model's Fisher information is first divided by its norm.
+      data: of "fisher" and "regmean", on which every model is measured; without path and sources each run's own.
+      examples: how many of them.
       rank: of the adapter that "lora_svd" leaves.
       vocabulary: "same" refuses models of different tokenizers; "last" takes that of the last model, and tokens that
         another lacks have the last model's rows.
       dtype: of the files: "float32", "bfloat16", or "auto" for that of the last model.
-      seed: of masks drawn at random.
+      seed: of masks and examples drawn at random.
     """
 
     method: str = "linear"
@@ -66,6 +71,10 @@ class MergeConfig:
     gamma: float = 0.01
     epsilon: float = 0.15
     per_row: bool = False
+    shrink: float = 0.9
+    fisher_norm: bool = False
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    examples: int = 256
     rank: int = 16
     vocabulary: str = "same"
     dtype: str = "auto"

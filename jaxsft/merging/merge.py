@@ -7,6 +7,7 @@ written. With several devices each tensor is split over them. The folder appears
 
 import json
 import platform
+import tempfile
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ from jaxsft.merging.linear import on_host, wide
 from jaxsft.merging.plan import Plan, make_plan
 from jaxsft.merging.registry import METHODS, Leaf
 from jaxsft.merging.sources import Source
+from jaxsft.merging.statistics import Statistics, measure
 from jaxsft.models.checkpoint import CONFIG, copy_companions, write_tensors
 from jaxsft.models.weights import Tensor
 from jaxsft.training.export import write_template
@@ -92,7 +94,15 @@ def merge_or_find(config: MergeConfig, output: epath.PathLike) -> str:
 
 def _carry_out(plan: Plan, output: epath.PathLike) -> str:
     check_new_folder(output)
-    work = _Work(plan)
+    kind = METHODS[plan.config.method].statistics
+    if not kind:
+        return _write(plan, _Work(plan, []), output)
+    with tempfile.TemporaryDirectory(prefix="statistics-") as folder:
+        measured = measure(plan.config, kind, epath.Path(folder), plan.mesh)
+        return _write(plan, _Work(plan, measured), output)
+
+
+def _write(plan: Plan, work: "_Work", output: epath.PathLike) -> str:
     tensors = {tensor.name: tensor for tensor in plan.tensors}
     if jax.process_index():
         for tensor in plan.tensors:  # takes part in what is split over processes
@@ -118,8 +128,8 @@ def _carry_out(plan: Plan, output: epath.PathLike) -> str:
 class _Work:
     """Merges tensor by tensor, and keeps count of what rounding loses."""
 
-    def __init__(self, plan: Plan):
-        self._plan = plan
+    def __init__(self, plan: Plan, measured: list[Statistics]):
+        self._plan, self._measured = plan, measured
         self._lost = self._moved = 0.0  # squared norms, of the rounding error and of the update
 
     def produce(self, tensor: Tensor) -> np.ndarray:
@@ -128,25 +138,34 @@ class _Work:
         Raises:
           UserError: for a source that holds numbers that are not finite, and a result that leaves the dtype's range.
         """
+        merged, start = self._merged(tensor)
+        rounded, lost, moved, finite = _round(merged, start, self._plan.dtype)
+        del merged, start
+        if not on_host(finite):
+            raise UserError(
+                f"{tensor.name} leaves the range of {self._plan.dtype.name} when it is merged; choose other weights, "
+                "or set config.dtype to 'float32'."
+            )
+        self._lost += float(np.sum(on_host(lost), dtype=np.float64))
+        self._moved += float(np.sum(on_host(moved), dtype=np.float64))
+        return on_host(rounded)
+
+    def _merged(self, tensor: Tensor) -> tuple[jax.Array, jax.Array]:
+        """The merged tensor, wide, and what its update is from; the other models' are let go of."""
         plan = self._plan
         sources = [*plan.models, *([] if plan.base is None else [plan.base])]
         arrays = [_load(source, tensor, plan.mesh) for source in sources]
         for source, finite in zip(sources, on_host(_finite(tuple(arrays)))):
             if not finite:
-                raise UserError(f"{source.path}: {tensor.name} holds numbers that are not finite; restore that model.")
+                raise UserError(f"{source.path}: {tensor.name} holds numbers that are not finite; restore it.")
         weights, density = plan.settings.at(tensor.logical)
         models, base = tuple(arrays[: len(plan.models)]), None if plan.base is None else arrays[-1]
-        merged = METHODS[plan.config.method].run(Leaf(tensor.logical, models, base, weights, density), plan.config)
-        start = models[0] if base is None else base
-        rounded, lost, moved, finite = _round(merged, start, plan.dtype)
-        if not on_host(finite):
-            raise UserError(
-                f"{tensor.name} leaves the range of {plan.dtype.name} when it is merged; choose other weights, or set "
-                "config.dtype to 'float32'."
-            )
-        self._lost += float(np.sum(on_host(lost), dtype=np.float64))
-        self._moved += float(np.sum(on_host(moved), dtype=np.float64))
-        return on_host(rounded)
+        statistics = [measured.read(tensor) for measured in self._measured]
+        statistics = tuple(jnp.asarray(array) for array in statistics if array is not None)
+        norms = tuple(measured.norm for measured in self._measured)
+        leaf = Leaf(tensor.logical, models, base, weights, density, statistics, norms)
+        merged = METHODS[plan.config.method].run(leaf, plan.config)
+        return merged, models[0] if base is None else base
 
     @property
     def share(self) -> float:
@@ -167,7 +186,7 @@ def _load(source: Source, tensor: Tensor, mesh: Mesh) -> jax.Array:
     """A tensor on the devices, split along its first dimension that divides by their number."""
     ways = mesh.size
     if ways == 1:
-        return jax.device_put(source.read(tensor), mesh.devices.item())
+        return jax.block_until_ready(jax.device_put(source.read(tensor), mesh.devices.item()))
     split = next((axis for axis, size in enumerate(tensor.shape) if size % ways == 0), None)
     spec = PartitionSpec() if split is None else PartitionSpec(*[None] * split, mesh.axis_names)
     if source.by_part:

@@ -12,6 +12,7 @@ from jaxsft.errors import UserError
 from jaxsft.merging.registry import METHODS, normalizes
 from jaxsft.merging.settings import Settings, check_method
 from jaxsft.merging.sources import AlignedSource, Source, open_source, source_dtype
+from jaxsft.merging.statistics import check_data
 from jaxsft.models import weights
 from jaxsft.models.architecture import Architecture
 from jaxsft.models.decoder import Decoder
@@ -107,6 +108,8 @@ def make_plan(config: MergeConfig) -> Plan:
     tied = all(source.arch.tied for source in sources)
     arch = dataclasses.replace(last.arch, tied=tied)
     dtype = source_dtype(last) if config.dtype == "auto" else jnp.dtype(config.dtype)
+    if METHODS[config.method].statistics:
+        check_data(config)
     settings = Settings.of(config, len(models), base is not None, arch)
     tensors = weights.tensors(Decoder(arch))
     return Plan(config, models, base, arch, tensors, dtype, settings, mesh, notes)

@@ -9,7 +9,9 @@ from jaxsft.config import MergeConfig
 from jaxsft.merging import sphere
 from jaxsft.merging.breadcrumbs import breadcrumbs
 from jaxsft.merging.dare import dare, model_key
+from jaxsft.merging.fisher import fisher
 from jaxsft.merging.linear import linear, task_arithmetic
+from jaxsft.merging.regmean import regmean
 from jaxsft.merging.sce import sce
 from jaxsft.merging.ties import ties
 
@@ -23,6 +25,8 @@ class Leaf(NamedTuple):
       base: the base's, or None.
       weights: one for each model.
       density: one for each model.
+      statistics: of each model, what the method's `statistics` names; () where this tensor has none.
+      norms: of each model's statistics.
     """
 
     name: str
@@ -30,6 +34,8 @@ class Leaf(NamedTuple):
     base: jax.Array | None
     weights: tuple[float, ...]
     density: tuple[float, ...]
+    statistics: tuple[jax.Array, ...] = ()
+    norms: tuple[float, ...] = ()
 
 
 class Method(NamedTuple):
@@ -43,6 +49,7 @@ class Method(NamedTuple):
       normalizes: whether it divides by the sum of weights where the config does not say.
       votes: whether it divides by the weights of those that agree, if it divides.
       positive: whether weights must be positive.
+      statistics: what it must know of the models: "fisher", "gram", or "".
       arrays: with K models, (K, this) arrays of the tensor's size exist at once at most, in float32.
     """
 
@@ -53,6 +60,7 @@ class Method(NamedTuple):
     normalizes: bool = False
     votes: bool = False
     positive: bool = False
+    statistics: str = ""
     arrays: Callable[[int], int] = lambda count: count + 2
 
 
@@ -117,12 +125,26 @@ def _sce(leaf: Leaf, config: MergeConfig) -> jax.Array:
     return sce(leaf.models, leaf.base, leaf.density[0])
 
 
+def _fisher(leaf: Leaf, config: MergeConfig) -> jax.Array:
+    return fisher(leaf.models, leaf.statistics, leaf.weights, leaf.norms if config.fisher_norm else None)
+
+
+def _regmean(leaf: Leaf, config: MergeConfig) -> jax.Array:
+    if not leaf.statistics:
+        return linear(leaf.models, leaf.weights)
+    return regmean(leaf.models, leaf.statistics, leaf.weights, config.shrink)
+
+
 def _sparse(run: Callable[[Leaf, MergeConfig], jax.Array], *fields: str, **traits: bool) -> Method:
     return Method(run, SPARSE | set(fields), needs_base=True, arrays=_twice, **traits)
 
 
 def _twice(count: int) -> int:
     return 2 * count + 4
+
+
+MEASURED = WEIGHTED | {"data", "examples", "seed"}
+BY_DATA = {"normalizes": True, "positive": True, "arrays": _twice}
 
 
 ON_SPHERE = {"normalizes": True}
@@ -140,6 +162,8 @@ METHODS: dict[str, Method] = {
     "dare_ties": _sparse(_dare(vote=True, ranked=False), "seed", votes=True),
     "della": _sparse(_dare(vote=True, ranked=True), "seed", "epsilon", normalizes=True, votes=True),
     "della_linear": _sparse(_dare(vote=False, ranked=True), "seed", "epsilon"),
+    "fisher": Method(_fisher, MEASURED | {"fisher_norm"}, statistics="fisher", **BY_DATA),
+    "regmean": Method(_regmean, MEASURED - {"seed"} | {"shrink"}, statistics="gram", **BY_DATA),
     "sce": Method(_sce, frozenset({"base", "density"}), needs_base=True, arrays=_twice),
 }
 

@@ -115,7 +115,7 @@ class Settings:
                     check_vote(weights)
                 if method.positive and min(weights) <= 0:
                     raise ValueError(f"weights must be positive, but {logical} has {min(weights):g}")
-                if "seed" in method.reads:
+                if "density" in method.reads and "seed" in method.reads:
                     check_probabilities(density, config.epsilon if "epsilon" in method.reads else 0.0)
 
 

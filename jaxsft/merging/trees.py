@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxsft.config import MergeConfig
+from jaxsft.errors import UserError
 from jaxsft.merging.registry import METHODS, Leaf
 from jaxsft.merging.settings import Settings
 from jaxsft.models import layout
@@ -34,6 +35,10 @@ def merge_trees(arch: Architecture, config: MergeConfig, models: Sequence[Tree],
     Raises:
       UserError: for a config that the method cannot do with.
     """
+    if METHODS[config.method].statistics:
+        raise UserError(
+            f"the method {config.method!r} needs data; call `jaxsft.merging.{config.method}` on each array."
+        )
     settings = Settings.of(config, len(models), base is not None, arch)
     merge = METHODS[config.method].run
 
