@@ -7,7 +7,7 @@ import pytest
 
 from tests.conftest import REPOSITORY
 
-PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").glob("*.md"))]
+PAGES = [REPOSITORY / "README.md", *sorted((REPOSITORY / "docs").rglob("*.md"))]
 TO_BE_WRITTEN = {  # by who follows docs/add_a_loss.md
     "jaxsft/objectives/confidence_penalty.py",
     "configs/confidence_penalty.py",
@@ -32,7 +32,7 @@ def test_config_fields_of_a_page_exist(page):
     }
     named = re.findall(r"(?<![\w/.])config\.[a-z_]\w*(?:(?:\[\w\])?\.\w+)*", page.read_text())
     named = {re.sub(r"\[\w\]", "", name) for name in named} - {"config.json", "config.md", "config.py"}
-    named = {re.sub(r"^config\.train\.", "config.", name) for name in named}  # a recipe's shared TrainConfig
+    named = {re.sub(r"^config\.(train|stages\.config)\.", "config.", name) for name in named}  # a recipe's
     assert len(fields) > 80
     assert named - fields - {"config.objective.entropy_bonus"} == set()
 

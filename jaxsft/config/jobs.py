@@ -33,7 +33,8 @@ class DisperseConfig:
 
     Attributes:
       model: whose mean hidden states k-means goes by; in every case its tokenizer decides what the examples are.
-      data: the examples.
+        Without a path it is the model of the recipe's `train`.
+      data: the examples; without path and sources those of the recipe's `train`.
       grouping: the `DataConfig.grouping` under which the parts are to be trained on.
       method: "random" (a permutation cut into equal parts), "iid" (a draw for every record), "source" or "task_type"
         (the records of a name stay together), or "kmeans" (clusters of vectors).

@@ -1,0 +1,74 @@
+"""Disperse-Then-Merge end to end: what is merged is the mean of runs, each on the part of the data that is its own."""
+
+import json
+import runpy
+
+import numpy as np
+import pytest
+
+from jaxsft.config import DataConfig, DisperseConfig, MeshConfig, ModelConfig, StageConfig
+from jaxsft.models.tensorfiles import TensorFile
+from jaxsft.recipes.plan import plan
+from jaxsft.recipes.run import run
+from jaxsft.scoring.table import read_scores
+from jaxsft.sharding import make_mesh
+from jaxsft.training.export import export_hf
+from jaxsft.training.restore import open_model
+from tests.conftest import REPOSITORY
+from tests.training.conftest import data_file, lines, model_folder
+from tests.training.test_formats import table
+
+__all__ = ["data_file", "model_folder"]  # fixtures
+RECIPE = REPOSITORY / "configs" / "recipes" / "disperse_then_merge.py"
+
+
+@pytest.fixture
+def recipe(model_folder, data_file, tmp_path):
+    """The shipped recipe at the size of a test."""
+    recipe = runpy.run_path(str(RECIPE))["get_config"](str(data_file))
+    train = recipe.train
+    train.model.path, train.data.path, train.data.template = str(model_folder), str(data_file), "plain"
+    train.data.max_length, train.data.cache_dir = 128, str(tmp_path / "cache")
+    train.batch_size, train.steps, train.log.tensorboard = 8, 2, False
+    train.optimizer.learning_rate, train.optimizer.warmup_steps = 1e-2, 0
+    recipe.stages[-1].config.tasks[0].data.cache_dir = str(tmp_path / "cache")
+    return recipe
+
+
+def test_the_merged_model_is_the_mean_of_runs_on_disjoint_parts(recipe, tmp_path):
+    work = tmp_path / "work"
+    recipe.stages[-2].config.dtype = "float32"
+    line = run(recipe, str(work))
+    assert "7 stages; figures: likelihood: nll_per_token" in line
+
+    parts = read_scores(work / "parts" / "parts.parquet")[1]["part"]
+    assert np.bincount(parts.astype(int)).tolist() == [15, 15, 15, 15]
+    records = [json.loads((work / f"part_{k}" / "config.json").read_text()) for k in range(4)]
+    assert [record["config"]["data"]["part"] for record in records] == [0, 1, 2, 3]
+    assert len({record["fingerprints"]["data"] for record in records}) == 4
+    assert len({lines(work / f"part_{k}")[-1]["loss"] for k in range(4)}) == 4
+
+    assert list(json.loads((work / "parts" / "dispersal.json").read_text())) == table("## Dispersals")
+    manifest = json.loads((work / "merged" / "merge.json").read_text())
+    assert set(manifest) == set(table("## Merged models")) - {"cut_off"}
+
+    mesh = make_mesh(MeshConfig())
+    for k in range(4):
+        opened = open_model(str(work / f"part_{k}"), ModelConfig(dtype="float32", param_dtype="float32"), mesh)
+        export_hf(opened, tmp_path / str(k), mesh, "float32")
+    merged, *own = [
+        TensorFile(f / "model.safetensors") for f in (work / "merged", *(tmp_path / str(k) for k in range(4)))
+    ]
+    for name in merged.entries:
+        np.testing.assert_allclose(merged.read(name), np.mean([f.read(name) for f in own], axis=0), atol=1e-6)
+    down = "model.layers.0.mlp.down_proj.weight"
+    assert np.abs(own[0].read(down) - own[1].read(down)).max() > 1e-4, "the parts taught different things"
+    assert run(recipe, str(work)) == line, "nothing is left to do"
+
+
+def test_a_dispersal_without_data_is_of_what_the_recipe_trains_on(recipe, tmp_path):
+    first = plan(recipe, tmp_path)[0].config
+    assert first.data == recipe.train.data and first.model.path == recipe.train.model.path
+    other = DisperseConfig(ModelConfig("model"), DataConfig("other.jsonl"))
+    recipe.stages[0] = StageConfig("parts", "disperse", other)
+    assert plan(recipe, tmp_path)[0].config == other
