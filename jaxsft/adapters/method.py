@@ -92,6 +92,10 @@ class Base:
         del probe_gradients
         return parts.aux
 
+    def restarted(self, aux: Tree) -> Tree:
+        """The first `aux` of a run that goes on from another's adapter, given the last of that."""
+        return aux
+
     def stage(self, step: int) -> str:
         """Which kind of step number `step` (from 1) is, by a host clock; each kind is a compiled step of its own."""
         del step

@@ -66,7 +66,8 @@ def begin(program: Program, state: TrainState, frozen: Frozen, saved: Saved, whe
     needed = collect(arch, state.params, method.update_mask(state.params))
     params = _place(overlay(arch, state.params, saved.params, where, needed), state.params)
     aux = dict(state.aux)
-    aux["method"] = _place(overlay(arch, aux["method"], saved.aux, where), aux["method"])
+    last = overlay(arch, aux["method"], saved.aux, where, collect(arch, aux["method"]))
+    aux["method"] = _place(method.restarted(last), aux["method"])
     if "ema" in aux:
         aux["ema"] = jax.tree.map(jnp.copy, params)
     frozen = begin_frozen(program, frozen, saved, where)

@@ -96,6 +96,36 @@ def lists(program, state):
                 yield (path[:-1], layer), idx[layer][:count], delta[layer][:count]
 
 
+def test_maps_that_are_not_tuned_are_merged_too():
+    """Over a quantised base they come out plain, like the others."""
+    own = config(targets=("layers.*.attn.*_proj",))
+    own.model.quantization = "nf4"
+    program = build(own, ARCH, make_mesh(MeshConfig(), jax.devices()[:1]), own.steps, batch_of(0))
+    state, frozen = program.initial(program.random_base())
+    merged = program.method.merge(frozen.parts(state.params, state.aux["method"]))
+    for path, kernel in layout.leaves(frozen.method["base"]):
+        plain = kernel.dequantize(None) if hasattr(kernel, "dequantize") else kernel
+        np.testing.assert_array_equal(layout.get(merged, path), plain)
+
+
+def test_a_run_that_goes_on_from_anothers_adapter():
+    """Gathers from nothing, and refuses terms that its start would be compared by."""
+    own = config()
+    method = make_method(own, ARCH, 10)
+    left = {"maps": {}, "samples": np.ones((), np.int32)}
+    assert method.restarted(left) == {"maps": {}, "samples": 0}
+    own.adapter.start = "elsewhere"
+    make_method(own, ARCH, 10)
+    own.objective.regularizers.l1 = 0.1
+    with pytest.raises(UserError, match="brings deltas that a change of the support moves"):
+        make_method(own, ARCH, 10)
+    own.objective.regularizers.l1_on = "weights"
+    make_method(own, ARCH, 10)
+    own.objective.regularizers.l2_to_start = 0.1
+    with pytest.raises(UserError, match="brings deltas that a change of the support moves"):
+        make_method(own, ARCH, 10)
+
+
 def test_a_fresh_support_is_the_base_bit_for_bit():
     program, state, frozen = started(config())
     parts = frozen.parts(state.params, state.aux["method"])

@@ -28,6 +28,7 @@ from jaxsft.models import layout
 from jaxsft.models.architecture import Architecture
 from jaxsft.models.layout import Path
 from jaxsft.models.projection import dense
+from jaxsft.models.quantized import dequantize_params as plain
 from jaxsft.objectives.terms import Term
 
 PLAIN, GATHER, SEARCH = "", "gather", "search"  # kinds of steps; the last needs the dense gradient
@@ -128,17 +129,21 @@ class SpIEL(Adapter):
         return Watch(probe, maps["candidates"], jnp.broadcast_to(aux["samples"] == 0, len(probe)))
 
     def merge(self, parts: Parts) -> Tree:
-        """The base, deltas added at their positions in at least float32, and rounded once."""
+        """The base, deltas added at their positions in at least float32 and rounded once; no map stays quantised."""
 
         def replace(path: Path, kernel: Any) -> Any:
             params = layout.get(parts.params, path[:-1]) if path[-1] == "kernel" else None
             if params is None:
-                return kernel
+                return plain(kernel)
             wide = jnp.promote_types(kernel.dtype, jnp.float32)
             add = lambda *layer: tuned(*layer, wide).astype(kernel.dtype)
             return jax.vmap(add)(dense(kernel, wide), params["delta"], layout.get(parts.aux["maps"], path[:-1])["idx"])
 
         return layout.map_leaves(replace, parts.frozen["base"])
+
+    def restarted(self, aux: Tree) -> Tree:
+        """With no samples: where the other run was left in the middle of a phase, its sums are of other weights."""
+        return aux | {"samples": np.zeros((), np.int32)} if self.gathers else aux
 
     def stage(self, step: int) -> str:
         """Plain, or gathering, the first of which may have to search in the dense gradient."""
@@ -230,6 +235,13 @@ def make_spiel(config: TrainConfig, arch: Architecture, steps: int) -> SpIEL:
         raise UserError(
             f"config.adapter.spiel.phase is {settings.phase}, which does not fit between two changes of the support, "
             f"config.adapter.spiel.reselect_every = {settings.reselect_every} steps apart; make it shorter."
+        )
+    terms = config.objective.regularizers
+    if config.adapter.start and (terms.l2_to_start or (terms.l1 and terms.l1_on == "change")):
+        raise UserError(
+            "config.adapter.start brings deltas that a change of the support moves to other places, so "
+            "config.objective.regularizers.l2_to_start and l1 cannot say how far they went; leave them at 0, or set "
+            "l1_on to 'weights'."
         )
     if settings.targets:
         budget.check(arch, settings)
