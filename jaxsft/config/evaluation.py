@@ -62,7 +62,8 @@ class EvaluateConfig(TaskConfig):
 
     Attributes:
       model: dtypes and attention; its path is `--model`.
-      reference: for "deviation": the model that is moved away from; "" is the one that a run started from.
+      reference: for "deviation": the model that is moved away from; "" is the one that a run started from, of an
+        adapter its base.
     """
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)

@@ -13,7 +13,8 @@ class RegularizersConfig:
       neftune_alpha: NEFTune's alpha: uniform noise on the embedded tokens in training, its size alpha / sqrt(L D) with
         the example's length L and the model's width D. Papers use 5 to 15.
       kl_to_base: coefficient of the mean over supervised tokens of KL(base || model); the base is the model that the
-        run starts from. Full fine-tuning keeps its parameters for it.
+        run starts from, under an adapter without what `config.adapter.start` brought. Full fine-tuning keeps its
+        parameters for it.
       l2_to_start: coefficient of half the squared distance of the trained parameters from where they started, which
         are kept for it. Under LoRA these are the factors.
       ewc: coefficient of half the squared distance weighted by the diagonal Fisher information at the start; keeps two
@@ -108,7 +109,8 @@ class ReferenceConfig:
       models: model folders, hub names, workdirs, or "start", which is the model that the run starts from. Each scores
         every example once before training, one number an example, kept in the workdir. An objective that needs a
         reference takes "start" where none is named.
-      online: ask the base under an adapter at every step instead, with the adapter switched off.
+      online: ask the base under an adapter at every step instead, with the adapter switched off; that is without what
+        `config.adapter.start` brought.
     """
 
     models: tuple[str, ...] = ()

@@ -179,6 +179,11 @@ def reference_models(config: TrainConfig, objective: Objective) -> tuple[str, ..
             "references score each example whole, but config.data.truncation 'right' cuts members of long chunks; "
             f"set it to 'drop', or {other}."
         )
+    if START in models and config.adapter.start:
+        raise UserError(
+            f"the reference {START!r} is the base alone, but the run starts from an adapter over it; set "
+            f"config.reference.models to ({config.adapter.start!r},), or for the base to ({config.model.path!r},)."
+        )
     if models and config.model.init == "random" and START in models:
         raise UserError("config.model.init is 'random', which is no reference; name a config.reference.models.")
     return models

@@ -114,5 +114,7 @@ def test_what_references_cannot_be_is_refused(config, tmp_path):
            data__attention_unit="row", reference__models=("elsewhere",))  # fmt: skip
     refuse("score each example by itself.*, or set config.reference.online", reference__models=(),
            objective__name="minor_sft", objective__beta=0.1)  # fmt: skip
-    refuse("'random', which is no reference", data__attention_unit="example", model__init="random",
+    refuse("'start' is the base alone.* to \\('elsewhere',\\), or for the base to", data__attention_unit="example",
+           adapter__start="elsewhere")  # fmt: skip
+    refuse("'random', which is no reference", adapter__start="", data__attention_unit="example", model__init="random",
            reference__models=("start",))  # fmt: skip
