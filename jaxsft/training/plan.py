@@ -27,7 +27,7 @@ COLLECTIVES = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "coll
 
 
 def plan(config: TrainConfig, topology: str, slices: int = 1) -> dict[str, Any]:
-    """Compiles the step of a run for an absent TPU.
+    """Compiles the step of a run for an absent TPU; of a method with several kinds of steps the one that needs most.
 
     Args:
       config: the run's; of its model only `config.json` is read, of its data nothing.
@@ -45,7 +45,8 @@ def plan(config: TrainConfig, topology: str, slices: int = 1) -> dict[str, Any]:
     """
     mesh, data = make_mesh(config.mesh, describe(topology, slices)), config.data
     program = lay_out(config, mesh)
-    compiled, arch = program.compile(), program.decoder.arch
+    arch, stages = program.decoder.arch, {program.method.stage(step) for step in range(1, (config.steps or 1000) + 1)}
+    compiled = max((program.compile(stage) for stage in sorted(stages)), key=lambda step: _peak(step.memory_analysis()))
     memory, text = compiled.memory_analysis(), compiled.as_text()
     size = lambda tree, shape: sum(math.prod(shape(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
     whole, shard = lambda leaf: leaf.shape, lambda leaf: leaf.sharding.shard_shape(leaf.shape)
@@ -56,10 +57,7 @@ def plan(config: TrainConfig, topology: str, slices: int = 1) -> dict[str, Any]:
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "aliased": memory.alias_size_in_bytes,
-        "peak": memory.argument_size_in_bytes
-        + memory.temp_size_in_bytes
-        + memory.output_size_in_bytes
-        - memory.alias_size_in_bytes,
+        "peak": _peak(memory),
         "state": size(program.state, whole),
         "state_per_device": size(program.state, shard),
         "frozen": size(program.frozen, whole),
@@ -68,6 +66,11 @@ def plan(config: TrainConfig, topology: str, slices: int = 1) -> dict[str, Any]:
         "collectives": {kind: len(re.findall(rf" {kind}[\w-]*\(", text)) for kind in COLLECTIVES},
         "kernels": text.count('custom_call_target="tpu_custom_call"'),
     }
+
+
+def _peak(memory: Any) -> int:
+    held = memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes
+    return held - memory.alias_size_in_bytes
 
 
 def lay_out(config: TrainConfig, mesh: Mesh) -> Program:
