@@ -13,16 +13,31 @@ from etils import epath
 
 from jaxsft import __version__
 from jaxsft.adapters import peft
-from jaxsft.config import AdapterConfig
+from jaxsft.config import AdapterConfig, ModelConfig
 from jaxsft.errors import UserError
 from jaxsft.models import layout, tensorfiles
 from jaxsft.models.architecture import Architecture
 from jaxsft.validation import from_dict, to_dict, validate
 
 CONFIG, WEIGHTS = "adapter.json", "adapter.safetensors"
+STORED = "adapter_base.json"  # beside PEFT's two files, where the base was quantised
 
 Arrays = dict[str, np.ndarray]  # by logical path, of one layer each
 Tree = Any
+
+
+class Stored(NamedTuple):
+    """How the linear maps of a base are stored, as the fields of `ModelConfig` of these names."""
+
+    quantization: str = "none"
+    double_quantization: bool = True
+
+    @property
+    def words(self) -> str:
+        """For messages."""
+        if self.quantization == "none":
+            return "unquantised"
+        return f"as {self.quantization}" + ("" if self.double_quantization else " without double quantisation")
 
 
 class Card(NamedTuple):
@@ -33,12 +48,14 @@ class Card(NamedTuple):
       fingerprint: of that model, "" likewise.
       template: chat template that it was trained with, as `DataConfig.template`.
       condition: that it is to be asked with, as `DataConfig.condition`.
+      stored: how that model was stored under it.
     """
 
     base: str
     fingerprint: str = ""
     template: str = "auto"
     condition: str = "auto"
+    stored: Stored = Stored()
 
 
 class Saved(NamedTuple):
@@ -70,9 +87,10 @@ def read_card(folder: epath.PathLike) -> Card:
     """
     folder = epath.Path(folder)
     if not (folder / CONFIG).exists():
-        return Card(peft.read_config(folder).get("base_model_name_or_path") or "")
+        return Card(peft.read_config(folder).get("base_model_name_or_path") or "", stored=_read_stored(folder))
     contents = _contents(folder)
-    return Card(*(contents[name] for name in ("base_name", "base_fingerprint", "template", "condition")))
+    named = (contents[name] for name in ("base_name", "base_fingerprint", "template", "condition"))
+    return Card(*named, stored=contents["stored"])
 
 
 def load_adapter(folder: epath.PathLike, arch: Architecture) -> Saved:
@@ -110,10 +128,16 @@ def save_adapter(folder: epath.PathLike, saved: Saved, card: Card) -> None:
     tensors = {f"params.{n}": a for n, a in saved.params.items()} | {f"aux.{n}": a for n, a in saved.aux.items()}
     entries = {name: (tensor.dtype, tensor.shape) for name, tensor in tensors.items()}
     tensorfiles.write(folder / WEIGHTS, entries, tensors.__getitem__)
-    base = {"name": card.base, "fingerprint": card.fingerprint}
+    base = {"name": card.base, "fingerprint": card.fingerprint, **card.stored._asdict()}
     contents = {"kind": saved.kind, "config": to_dict(saved.settings), "base": base}
     contents |= {"template": card.template, "condition": card.condition, "version": __version__}
     (folder / CONFIG).write_text(json.dumps(contents, indent=2) + "\n")
+
+
+def save_stored(folder: epath.PathLike, stored: Stored) -> None:
+    """Says in a file of its own how the base of an adapter in PEFT's format is stored, where it is quantised."""
+    if stored.quantization != "none":
+        (epath.Path(folder) / STORED).write_text(json.dumps(stored._asdict(), indent=2) + "\n")
 
 
 def collect(arch: Architecture, tree: Tree, mask: Tree | None = None) -> Arrays:
@@ -184,6 +208,23 @@ def _contents(folder: epath.Path) -> dict[str, Any]:
     try:
         contents = json.loads((folder / CONFIG).read_text())
         base = {f"base_{name}": contents["base"][name] for name in ("name", "fingerprint")}
+        base["stored"] = _stored(contents["base"], f"{folder / CONFIG}: base")
         return base | {name: contents[name] for name in ("kind", "config", "template", "condition")}
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{folder / CONFIG} is no description of an adapter ({error!r}); copy it again.") from error
+
+
+def _read_stored(folder: epath.Path) -> Stored:
+    """Of a folder in PEFT's format; unquantised where nothing is said."""
+    if not (folder / STORED).exists():
+        return Stored()
+    try:
+        return _stored(json.loads((folder / STORED).read_text()), str(folder / STORED))
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{folder / STORED} is no description of a base ({error!r}); copy it again.") from error
+
+
+def _stored(contents: dict[str, Any], where: str) -> Stored:
+    stored = Stored(*(contents.get(name, default) for name, default in Stored._field_defaults.items()))
+    validate(ModelConfig(**stored._asdict()), where)
+    return stored

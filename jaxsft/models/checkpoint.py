@@ -33,7 +33,8 @@ from jaxsft.sharding import AXES, tree_shardings
 from jaxsft.validation import did_you_mean
 
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-ADAPTER_CONFIGS = ("adapter.json", "adapter_config.json")  # of an adapter's folder, of which this library or PEFT reads
+# Of an adapter's folder, of which this library or PEFT reads.
+ADAPTER_CONFIGS = ("adapter.json", "adapter_config.json", "adapter_base.json")
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_SHARD_SIZE = 5 * 10**9  # bytes of a weight file
 SAMPLES, SAMPLE_BYTES = 1024, 4096  # of a weight file, for its fingerprint: files up to 4 MiB are read whole

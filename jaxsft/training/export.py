@@ -11,7 +11,7 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from jaxsft.adapters.folder import Card, Saved, collect, save_adapter
+from jaxsft.adapters.folder import Card, Saved, Stored, collect, save_adapter, save_stored
 from jaxsft.adapters.lora import LoRA
 from jaxsft.adapters.peft import save_peft
 from jaxsft.adapters.spiel.method import SpIEL
@@ -81,10 +81,12 @@ def export_peft(model: Any, path: epath.PathLike) -> str:
       UserError: if the model is no LoRA run, or the folder holds something or cannot be written.
     """
     if not isinstance(model.method, LoRA):
-        raise UserError("the model is not a LoRA run, so there is no adapter to write; use --format=hf.")
+        other = "hf" if model.adapters is None else "adapter"
+        raise UserError(f"the model is not a LoRA run, so PEFT has no format for it; use --format={other}.")
     with new_folder(path) as folder:
         copy_companions(model.companions or model.source, folder)
         note = write_template(model, folder) + _base_note(model)
+        save_stored(folder, _stored(model))
         save_peft(folder, model.decoder.arch, model.adapter_params, model.method.config, str(model.source))
     return f"{path}: LoRA adapter of rank {model.method.config.rank} for {model.source}{note}{_own_format(model)}"
 
@@ -115,7 +117,7 @@ def export_sft(model: Any, path: epath.PathLike) -> str:
     tuned = tuned_weights(model.method, model.parts.params, model.parts.aux)
     with new_folder(path) as folder:
         copy_companions(model.companions or model.source, folder)
-        note = write_template(model, folder)
+        note = write_template(model, folder) + _base_note(model)
         save_sft(folder, model.decoder.arch, tuned, model.method.config, str(model.source))
     return f"{path}: {sum(len(idx) for idx, _ in tuned.values()):,} tuned weights for {model.source}{note}"
 
@@ -136,7 +138,8 @@ def export_adapter(model: Any, path: epath.PathLike) -> str:
     params = collect(arch, model.parts.params, method.update_mask(model.parts.params))
     saved = Saved(method.name, method.config, params, collect(arch, model.parts.aux))
     built_in = model.template in (*BUILT_IN, NO_TEMPLATE, "auto")
-    card = Card(str(model.source), fingerprint(model.source), model.template if built_in else "auto", model.condition)
+    template = model.template if built_in else "auto"
+    card = Card(str(model.source), fingerprint(model.source), template, model.condition, _stored(model))
     with new_folder(path) as folder:
         copy_companions(model.companions or model.source, folder)
         note = write_template(model, folder) + _base_note(model)
@@ -175,20 +178,21 @@ def merge_drift(model: Any, merged: Any, merge_base: str) -> float:
     return float(np.sqrt(sums[1] / sums[0])) if sums[0] else math.inf
 
 
-def _quantization(model: Any) -> str:
-    """How the model's base is stored, as `ModelConfig.quantization`."""
-    return next((leaf.kind for _, leaf in layout.leaves(model.params) if isinstance(leaf, QuantizedKernel)), "none")
+def _stored(model: Any) -> Stored:
+    """How the model's base is stored."""
+    kernels = (leaf for _, leaf in layout.leaves(model.params) if isinstance(leaf, QuantizedKernel))
+    return next((Stored(kernel.kind, kernel.groups is not None) for kernel in kernels), Stored())
 
 
 def _base_note(model: Any) -> str:
-    kind = _quantization(model)
-    return (
-        "" if kind == "none" else f"; note: it was trained over a base stored as {kind}, so use it over one like that"
-    )
+    stored = _stored(model)
+    if stored.quantization == "none":
+        return ""
+    return f"; note: it was trained over a base stored {stored.words}, so use it over one like that"
 
 
 def _drift_warning(model: Any, merged: Any, merge_base: str) -> str:
-    if model.adapters is None or _quantization(model) == "none":
+    if model.adapters is None or _stored(model).quantization == "none":
         return ""
     drift = merge_drift(model, merged, merge_base)
     if merge_base == "dequantised":

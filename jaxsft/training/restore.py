@@ -11,7 +11,7 @@ import jax
 from etils import epath
 from jax.sharding import Mesh
 
-from jaxsft.adapters.folder import Saved, collect, is_adapter, load_adapter, read_card
+from jaxsft.adapters.folder import Saved, Stored, collect, is_adapter, load_adapter, read_card
 from jaxsft.adapters.method import Method, Parts
 from jaxsft.config import AdapterConfig, CheckpointConfig, ModelConfig, RegularizersConfig, TrainConfig, TypesConfig
 from jaxsft.data.classes import inference_condition
@@ -95,9 +95,9 @@ def open_model(path: str, config: ModelConfig, mesh: Mesh, step: int | None = No
 
     Args:
       path: a Hugging Face folder, an adapter's, a hub name or a workdir, whose last checkpoint is taken.
-      config: dtypes and attention; the `base` of an adapter or of a run whose base has moved; and, for all but a
-        workdir, whose base is always quantised as it was in training, how the model or an adapter's base is. Its own
-        `path` is not read. `param_dtype` "auto" keeps a workdir's.
+      config: dtypes and attention; the `base` of an adapter or of a run whose base has moved; and how a model folder
+        is quantised. A workdir's base always is as it was in training, and so is an adapter's, as its folder says,
+        unless this names another quantisation. Its own `path` is not read. `param_dtype` "auto" keeps a workdir's.
       mesh: where the parameters go.
       step: of a workdir, the checkpoint that is taken instead.
 
@@ -267,6 +267,33 @@ def open_start(config: TrainConfig, arch: Architecture, mesh: Mesh) -> tuple[Sav
     return saved, {"adapter_start": own}
 
 
+def check_start_base(config: TrainConfig) -> str:
+    """Checks that the adapter that `config.adapter.start` names was trained on the run's model.
+
+    Returns:
+      What is to be known where that was stored otherwise, "" for nothing.
+
+    Raises:
+      UserError: if it was trained on another model.
+    """
+    path, model = config.adapter.start, config.model
+    if is_workdir(path):
+        own, before = _record(epath.Path(path))["fingerprints"]["model"], trained_by(path).model
+        stored = Stored(before.quantization, before.double_quantization)
+    else:
+        card = read_card(resolve(path))
+        own, stored = card.fingerprint, card.stored
+    if own and own != fingerprint(model.path):
+        raise UserError(
+            f"config.adapter.start={path} was trained on another model than config.model.path={model.path}; name the "
+            "one that it was trained on."
+        )
+    now = Stored(model.quantization, model.double_quantization)
+    if stored.words == now.words:
+        return ""
+    return f"config.adapter.start={path} was trained over a base stored {stored.words}; this run's is {now.words}"
+
+
 def _record(folder: epath.Path) -> dict[str, Any] | None:
     """A workdir's config.json, None for anything else."""
     file = folder / "config.json"
@@ -322,7 +349,8 @@ def _open_adapter(folder: epath.Path, config: ModelConfig, mesh: Mesh) -> OpenMo
     source, card = find_base(folder, config.base), read_card(folder)
     arch = load_architecture(source)
     saved = load_adapter(folder, arch)
-    run = TrainConfig(model=dataclasses.replace(config, path=str(source), init="pretrained"))
+    stored = card.stored._asdict() if config.quantization == "none" else {}
+    run = TrainConfig(model=dataclasses.replace(config, path=str(source), init="pretrained", **stored))
     run.adapter = AdapterConfig(saved.kind, **{saved.kind: saved.settings})
     program = _reading(run, arch, mesh)
     state, frozen = program.initial(program.load_base(source))
@@ -341,7 +369,7 @@ def _open_adapter(folder: epath.Path, config: ModelConfig, mesh: Mesh) -> OpenMo
         source,
         card.condition,
         companions,
-        unquantized=None if config.quantization == "none" else lambda: _plain_base(run, program, source),
+        unquantized=None if run.model.quantization == "none" else lambda: _plain_base(run, program, source),
     )
 
 

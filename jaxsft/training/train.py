@@ -38,7 +38,7 @@ from jaxsft.training.checkpoint import Checkpoints, snapshot_steps
 from jaxsft.training.fisher import Fisher
 from jaxsft.training.program import Program, architecture, build, check_grouping, check_rows, parameter_count
 from jaxsft.training.references import References
-from jaxsft.training.restore import open_start
+from jaxsft.training.restore import check_start_base, open_start
 from jaxsft.training.saved import begin, begin_frozen
 from jaxsft.training.state import Frozen, TrainState
 from jaxsft.training.throughput import flops_per_token, memory_gib, peak_flops
@@ -133,6 +133,8 @@ def _set_up(config: TrainConfig, folder: Workdir) -> Run:
     held_out, fingerprints = None, {"data": dataset.fingerprint, "model": fingerprint(path)}
     start, own = open_start(config, arch, mesh)
     fingerprints |= own
+    if start is not None and (notice := check_start_base(config)):
+        _say(f"note: {notice}")
     fingerprints |= references.fingerprints() | fisher.fingerprints()
     if config.eval.path:
         data = held_out_data(config)

@@ -89,7 +89,7 @@ def test_peft_folder(lora, source, tmp_path):
 
 def test_refusals(lora, source, mesh, tmp_path):
     plain = open_model(str(source), CONFIG, mesh)
-    with pytest.raises(UserError, match="not a LoRA run"):
+    with pytest.raises(UserError, match=r"not a LoRA run.*use --format=hf"):
         export_peft(plain, tmp_path / "out")
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "notes.txt").write_text("mine")

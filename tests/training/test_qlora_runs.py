@@ -2,23 +2,26 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxsft.adapters.folder import Stored, read_card
 from jaxsft.adapters.lora import LoRA
 from jaxsft.config import CheckpointConfig, DataConfig, LoRAConfig, ModelConfig, ReferenceConfig, TrainConfig
 from jaxsft.errors import UserError
 from jaxsft.models import layout
+from jaxsft.models.checkpoint import save_hf
 from jaxsft.models.decoder import Decoder
 from jaxsft.models.quantized import QuantizedKernel, quantize_params
 from jaxsft.scoring.table import read_scores
 from jaxsft.sharding import make_mesh
-from jaxsft.training.export import export_hf, merge_drift
+from jaxsft.training.export import export_adapter, export_hf, export_peft, merge_drift
 from jaxsft.training.program import abstract_batch, build, parameter_count
-from jaxsft.training.restore import open_model
+from jaxsft.training.restore import check_start_base, open_model
 from jaxsft.training.train import train
 from jaxsft.validation import validate
 from tests.tiny import llama
@@ -117,6 +120,55 @@ def test_what_is_merged_and_exported(trained, tmp_path, mesh, merge_base):
             change += np.square(adapter).sum()
             again_less_base += np.square(np.asarray(layout.get(plain, path)) - was).sum()
     assert drift == pytest.approx(np.sqrt(again_less_base / change), rel=1e-3)
+
+
+def test_an_adapter_by_itself_opens_over_the_base_that_it_was_trained_over(trained, tmp_path, mesh):
+    """In both formats, whatever its reader says of the base: the run's own function, and its choice of merges."""
+    model = open_model(str(trained), EXACT, mesh)
+    kind = json.loads((trained / "config.json").read_text())["config"]["model"]["quantization"]
+    other = {"nf4": "int8", "int8": "nf4"}[kind]
+    for export in (export_adapter, export_peft):
+        folder = tmp_path / export.__name__
+        assert f"over a base stored as {kind}, so" in export(model, folder)
+        assert read_card(folder).stored == Stored(kind, True)
+        again = open_model(str(folder), EXACT, mesh)
+        np.testing.assert_allclose(logits(again), logits(model), atol=1e-6)
+        merged, expected = again.merged("full_precision"), model.merged("full_precision")
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), merged, expected)
+        elsewhere = open_model(str(folder), dataclasses.replace(EXACT, quantization=other), mesh)
+        assert {kernel.kind for kernel in quantized(elsewhere.params)} == {other}
+    file = tmp_path / "export_adapter" / "adapter.json"
+    file.write_text(file.read_text().replace(f'"{kind}"', '"nf3"'))
+    with pytest.raises(UserError, match=r"adapter.json: base.quantization is 'nf3'; choose one of"):
+        read_card(file.parent)
+
+
+def test_a_start_over_another_base(trained, model_folder, data_file, tmp_path, mesh, capsys):
+    """Stored otherwise: the run says so. Another model: it is refused."""
+    config = make_config(model_folder, data_file, tmp_path / "cache", "none")
+    export_adapter(open_model(str(trained), EXACT, mesh), tmp_path / "folder")
+    kind = json.loads((trained / "config.json").read_text())["config"]["model"]["quantization"]
+    other = tmp_path / "other"
+    shutil.copytree(model_folder, other)
+    decoder = Decoder(llama(vocab_size=320))
+    save_hf(tmp_path / "new", decoder, decoder.init(jax.random.key(7)))
+    shutil.copy(tmp_path / "new" / "model.safetensors", other)
+    for start in (trained, tmp_path / "folder"):
+        config.adapter.start, config.model.path = str(start), str(model_folder)
+        words = f"note: config.adapter.start={start} was trained over a base stored as {kind}; this run's is "
+        assert check_start_base(config) == words.removeprefix("note: ") + "unquantised"
+        config.model.quantization = kind
+        assert check_start_base(config) == ""
+        config.model.double_quantization = False
+        assert check_start_base(config).endswith(f"this run's is as {kind} without double quantisation")
+        config.model.quantization, config.model.double_quantization = "none", True
+        config.model.path = str(other)
+        with pytest.raises(UserError, match=f"was trained on another model than config.model.path={other}"):
+            train(config, str(tmp_path / "run"))
+        assert not (tmp_path / "run" / "config.json").exists()
+    config.model.path, config.steps = str(model_folder), 1
+    train(config, str(tmp_path / "run"))
+    assert words + "unquantised\n" in capsys.readouterr().out
 
 
 def test_the_base_is_the_reference_that_starts_level(model_folder, data_file, tmp_path):
