@@ -122,13 +122,16 @@ class Loader:
         options = grain.ReadOptions(num_threads=THREADS, prefetch_buffer_size=PREFETCH)
         return iter(grain.MapDataset.range(start, stop).map(self.batch).to_iter_dataset(options))
 
-    def evaluation_batches(self, batch_size: int | None = None, first: int = 0) -> Iterator[Batch]:
+    def evaluation_batches(
+        self, batch_size: int | None = None, first: int = 0, examples: np.ndarray | None = None
+    ) -> Iterator[Batch]:
         """Every example once, by itself, in the data's order as far as packing allows, from batch `first` on.
 
-        The last batch ends in empty rows.
+        The last batch ends in empty rows. Neither a part nor a share of the data that training is given counts here:
+        `examples` names those that are wanted.
         """
         batch_size = batch_size or self.batch_size
-        groups = Groups.single(np.arange(len(self._dataset)))
+        groups = Groups.single(np.arange(len(self._dataset)) if examples is None else examples)
         table = self._lay_out(groups, 0, shuffle=False)
         for begin in range(first * batch_size, table.num_rows, batch_size):
             rows = [table.row(begin + r) if begin + r < table.num_rows else [] for r in self._share(batch_size)]

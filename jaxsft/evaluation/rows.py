@@ -15,6 +15,7 @@ from jaxsft.data.dataset import Dataset, prepare
 from jaxsft.data.loader import Loader
 from jaxsft.data.sources import open_source
 from jaxsft.data.tokenizer import Tokenizer
+from jaxsft.errors import UserError
 from jaxsft.models.architecture import Architecture
 from jaxsft.sharding import process_share
 
@@ -30,8 +31,14 @@ def read_examples(config: DataConfig, tokenizer: Tokenizer, arch: Architecture) 
     once, given what precedes it in its window.
 
     Raises:
-      UserError: see `prepare`; also for token ids that the model does not have.
+      UserError: see `prepare`; also for token ids that the model does not have, and a selection.
     """
+    if config.part >= 0 or config.keep < 1:
+        name = "part" if config.part >= 0 else "keep"
+        raise UserError(
+            f"config.data.{name} selects what is trained on, but here every example counts; leave it alone, and name "
+            "the rows by config.data.rows."
+        )
     longest = arch.max_positions + _is_text(config)  # the last token of a window is only predicted
     dataset = prepare(dataclasses.replace(config, max_length=min(config.max_length, longest)), tokenizer)
     dataset.check_vocabulary(arch.vocab_size)
@@ -39,7 +46,12 @@ def read_examples(config: DataConfig, tokenizer: Tokenizer, arch: Architecture) 
 
 
 def batches(
-    dataset: Dataset, config: DataConfig, batch_size: int, mesh: Mesh, name: str = "scoring"
+    dataset: Dataset,
+    config: DataConfig,
+    batch_size: int,
+    mesh: Mesh,
+    name: str = "scoring",
+    examples: np.ndarray | None = None,
 ) -> Iterator[Batch]:
     """Every example once, in rows just long enough.
 
@@ -49,14 +61,16 @@ def batches(
       batch_size: rows of a batch; rounded up so that they divide over the mesh.
       mesh: the model's.
       name: what the progress bar says.
+      examples: those that are wanted; None is all.
     """
     longest = int(dataset.lengths.max())
     length = max(SHORTEST_ROW, 1 << (longest - 2).bit_length()) + 1 if config.packing else longest
     shares, count = process_share(mesh, jax.process_index())
     rows = -(-batch_size // count) * count
     loader = Loader(dataset, dataclasses.replace(config, max_length=length), rows, 0, shares, count)
-    with tqdm(total=len(dataset), desc=name, unit="example", leave=False, disable=None) as progress:
-        for batch in loader.evaluation_batches():
+    count_all = len(dataset) if examples is None else len(examples)
+    with tqdm(total=count_all, desc=name, unit="example", leave=False, disable=None) as progress:
+        for batch in loader.evaluation_batches(examples=examples):
             yield _without_last_column(batch)
             progress.update(int((batch.extras["example_index"] >= 0).sum()))
 

@@ -110,6 +110,7 @@ def make_plan(config: MergeConfig) -> Plan:
     dtype = source_dtype(last) if config.dtype == "auto" else jnp.dtype(config.dtype)
     if METHODS[config.method].statistics:
         check_data(config)
+        _check_alike(config, sources)
     settings = Settings.of(config, len(models), base is not None, arch)
     tensors = weights.tensors(Decoder(arch))
     return Plan(config, models, base, arch, tensors, dtype, settings, mesh, notes)
@@ -142,6 +143,21 @@ def _check_same(source: Source, last: Source, vocabulary: str) -> None:
             f"{source.path} and {last.path} have different tokenizers or numbers of rows ({source.arch.vocab_size}, "
             f"{last.arch.vocab_size}); merge models that share them, or set config.vocabulary to 'last'."
         )
+
+
+def _check_alike(config: MergeConfig, sources: list[Source]) -> None:
+    """Refuses models whose statistics would be of other tensors, or other rows, than those that are merged.
+
+    Raises:
+      UserError: for them.
+    """
+    last = sources[-1]
+    for source in sources:
+        if source.arch.tied != last.arch.tied or not _same_rows(source, last):
+            raise UserError(
+                f"{source.path} and {last.path} differ in their tokenizer or in tying, and the method "
+                f"{config.method!r} measures each by itself; merge models alike, or take another method."
+            )
 
 
 def _same_rows(source: Source, last: Source) -> bool:

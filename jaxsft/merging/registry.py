@@ -163,7 +163,7 @@ METHODS: dict[str, Method] = {
     "della": _sparse(_dare(vote=True, ranked=True), "seed", "epsilon", normalizes=True, votes=True),
     "della_linear": _sparse(_dare(vote=False, ranked=True), "seed", "epsilon"),
     "fisher": Method(_fisher, MEASURED | {"fisher_norm"}, statistics="fisher", **BY_DATA),
-    "regmean": Method(_regmean, MEASURED - {"seed"} | {"shrink"}, statistics="gram", **BY_DATA),
+    "regmean": Method(_regmean, MEASURED | {"shrink"}, statistics="gram", **BY_DATA),
     "sce": Method(_sce, frozenset({"base", "density"}), needs_base=True, arrays=_twice),
 }
 

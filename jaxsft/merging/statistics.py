@@ -15,6 +15,8 @@ from jax.sharding import Mesh
 
 from jaxsft.adapters.full import Full
 from jaxsft.config import DataConfig, MergeConfig, ModelConfig
+from jaxsft.data.dataset import Dataset, prepare
+from jaxsft.data.grouping import GROUPINGS, longest
 from jaxsft.data.loader import Loader
 from jaxsft.errors import UserError
 from jaxsft.evaluation.registry import as_trained
@@ -93,11 +95,26 @@ def _data(config: MergeConfig, path: str) -> DataConfig:
     return trained_by(path).data
 
 
+def _examples(model: OpenModel, data: DataConfig, config: MergeConfig) -> tuple[Dataset, np.ndarray]:
+    """The data, each example by itself, and which of it are measured: some of those that training is given."""
+    data = as_trained(data, model.template, model.condition)
+    if not GROUPINGS[data.grouping].own_examples or (data.grouping == "preference" and data.part < 0):
+        data = dataclasses.replace(data, grouping="example", attention_unit="example", max_length=longest(data))
+    if data.part >= 0 or data.keep < 1:  # a selection is of examples of the length that the run cut them to
+        dataset = prepare(data, model.tokenizer)
+        dataset.check_vocabulary(model.decoder.arch.vocab_size)
+    else:
+        dataset = read_examples(data, model.tokenizer, model.decoder.arch)
+    given = np.unique(dataset.epoch(0).members)
+    count = min(config.examples, len(given))
+    return dataset, np.sort(np.random.default_rng(config.seed).choice(given, count, replace=False))
+
+
 def _fisher(model: OpenModel, data: DataConfig, config: MergeConfig, mesh: Mesh) -> dict[str, np.ndarray]:
     """Logical path -> Fisher information, as files hold the tensor; and its norm."""
-    dataset = read_examples(as_trained(data, model.template, model.condition), model.tokenizer, model.decoder.arch)
+    dataset, chosen = _examples(model, data, config)
     data = dataclasses.replace(data, packing=False, max_length=int(dataset.lengths.max()), grouping="example")
-    rows = Loader(dataset, data, min(config.examples, len(dataset)), config.seed).batch(0)
+    rows = next(Loader(dataset, data, len(chosen)).evaluation_batches(examples=chosen))
     method = Full(model.decoder.arch)
     parts = method.split(model.params, jax.random.key(0))
     held = layout.flatten(model.decoder.arch, diagonal_fisher(model.decoder, method, parts, rows, mesh))
@@ -108,12 +125,11 @@ def _fisher(model: OpenModel, data: DataConfig, config: MergeConfig, mesh: Mesh)
 
 def _grams(model: OpenModel, data: DataConfig, config: MergeConfig, mesh: Mesh) -> dict[str, np.ndarray]:
     """Logical path of a kernel -> mean x x^T of its inputs."""
-    arch, data = model.decoder.arch, as_trained(data, model.template, model.condition)
-    dataset = read_examples(data, model.tokenizer, arch)
-    rows = (batch for batch in batches(dataset, data, BATCH, mesh, "measuring inputs"))
-    some = (batch for k, batch in enumerate(rows) if k < -(-config.examples // BATCH))
+    arch = model.decoder.arch
+    dataset, chosen = _examples(model, data, config)
+    rows = batches(dataset, dataset.config, BATCH, mesh, "measuring inputs", chosen)
     targets = ("layers.*_proj",) if arch.tied else ("layers.*_proj", "head")
-    tree, _ = input_statistics(model.decoder, model.params, None, some, mesh, targets, gram=True)
+    tree, _ = input_statistics(model.decoder, model.params, None, rows, mesh, targets, gram=True)
     arrays = {}
     for tensor in weights.tensors(model.decoder):
         path, row = layout.locate(arch, tensor.logical)

@@ -1,5 +1,6 @@
 """Fisher and RegMean merges on disk: what is measured on data, and what becomes of it."""
 
+import dataclasses
 import json
 import tempfile
 
@@ -8,14 +9,18 @@ import numpy as np
 import pytest
 from etils import epath
 
-from jaxsft.config import DataConfig, MergeConfig, MeshConfig, ModelConfig
+from jaxsft.config import DataConfig, DisperseConfig, MergeConfig, MeshConfig, ModelConfig
+from jaxsft.dispersal.run import disperse
 from jaxsft.errors import UserError
 from jaxsft.merging.fisher import fisher
 from jaxsft.merging.merge import merge
 from jaxsft.merging.regmean import regmean
+from jaxsft.merging.sources import open_source
 from jaxsft.merging.statistics import measure
 from jaxsft.models import layout, weights
 from jaxsft.models.checkpoint import save_hf
+from jaxsft.models.decoder import Decoder
+from jaxsft.scoring.table import read_scores
 from jaxsft.sharding import make_mesh
 from jaxsft.training.restore import open_model
 from tests.evaluation.folders import make_folder
@@ -74,4 +79,42 @@ def test_models_without_data_are_refused(made, tmp_path):
         merge(config, tmp_path / "merged")
     config = config_of(made, "regmean", weights=(1.0, -0.5))
     with pytest.raises(UserError, match="weights must be positive"):
+        merge(config, tmp_path / "merged")
+
+
+def test_a_run_on_a_part_is_measured_on_that_part(made, tmp_path):
+    """Held to the inputs of those rows alone, by name of rows."""
+    base = DataConfig(str(made / "data.jsonl"), template="plain", cache_dir=str(made / "cache"))
+    dispersal = DisperseConfig(ModelConfig(str(made / "one")), base, parts=2)
+    disperse(dispersal, tmp_path)
+    part = read_scores(tmp_path / "parts.parquet")[1]["part"]
+    lines = (made / "data.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "own.jsonl").write_text("".join(line for line, k in zip(lines, part) if k == 1))
+    mesh = make_mesh(MeshConfig())
+
+    def found(kind, data, examples=256):
+        config = MergeConfig("regmean", (str(made / "one"),), data=data, examples=examples)
+        (tmp_path / "at").mkdir(exist_ok=True)
+        (measured,) = measure(config, kind, epath.Path(tmp_path / "at"), mesh)
+        return {name: measured._file.read(name, mapped=False) for name in measured._file.entries}
+
+    selected = dataclasses.replace(base, parts=str(tmp_path / "parts.parquet"), part=1)
+    for kind in ("gram", "fisher"):
+        got, want = (
+            found(kind, data) for data in (selected, dataclasses.replace(base, path=str(tmp_path / "own.jsonl")))
+        )
+        for name, array in want.items():
+            np.testing.assert_allclose(got[name], array, rtol=1e-3, atol=1e-6 * np.abs(array).max())
+        all_of_it = found(kind, base)
+        assert any(np.abs(all_of_it[name] - got[name]).max() > 1e-2 * np.abs(got[name]).max() for name in got)
+        few = [found(kind, base, examples=3)[name] for name in list(got)[:2]]
+        assert any(np.abs(array - all_of_it[name]).max() > 0 for name, array in zip(got, few)), "so many and no more"
+
+
+def test_models_whose_statistics_do_not_line_up_are_refused(made, tmp_path):
+    decoder = Decoder(dataclasses.replace(open_source(str(made / "one"), make_mesh(MeshConfig())).arch, tied=True))
+    save_hf(tmp_path / "tied", decoder, decoder.init(jax.random.key(0)), tokenizer_from=made / "one")
+    config = config_of(made, "fisher")
+    config.models = (config.models[0], str(tmp_path / "tied"))
+    with pytest.raises(UserError, match="differ in their tokenizer or in tying"):
         merge(config, tmp_path / "merged")
