@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import runpy
+from types import SimpleNamespace
 
 import jax
 import pytest
@@ -13,7 +14,9 @@ from jaxsft.data.loader import Loader
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
 from jaxsft.sharding import make_mesh
+from jaxsft.training import plan
 from jaxsft.training.plan import lay_out
+from jaxsft.training.program import Program
 from tests.conftest import REPOSITORY
 
 
@@ -85,3 +88,19 @@ def test_what_a_run_refuses_is_not_planned(model_folder):
     config.data.grouping = "example"
     with pytest.raises(UserError, match=r"'dpo' needs config\.data\.grouping = 'preference'"):
         planned(config, model_folder)
+
+
+def test_of_several_kinds_of_steps_the_largest_counts(model_folder, monkeypatch):
+    """SpIEL's search holds a dense gradient, which the first step of a run does not."""
+    config = of_file("spiel")
+    config.model.path, config.batch_size, config.accumulate, config.steps = str(model_folder), 16, 2, 40
+    memory = lambda size: SimpleNamespace(
+        argument_size_in_bytes=size, temp_size_in_bytes=0, output_size_in_bytes=0, alias_size_in_bytes=0
+    )
+    sizes = {"": 1, "gather": 2, "search": 3}
+    step = lambda stage: SimpleNamespace(memory_analysis=lambda: memory(sizes[stage]), as_text=lambda: "")
+    monkeypatch.setattr(plan, "describe", lambda *_: jax.devices())
+    monkeypatch.setattr(Program, "compile", lambda _, stage="": step(stage))
+    assert plan.plan(config, "v5e:2x4")["peak"] == 3
+    config.accumulate = 1
+    assert plan.plan(config, "v5e:2x4")["peak"] == 2
