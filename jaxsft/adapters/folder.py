@@ -13,7 +13,7 @@ from etils import epath
 
 from jaxsft import __version__
 from jaxsft.adapters import peft
-from jaxsft.config import AdapterConfig, ModelConfig
+from jaxsft.config import AdapterConfig, ModelConfig, TypesConfig
 from jaxsft.errors import UserError
 from jaxsft.models import layout, tensorfiles
 from jaxsft.models.architecture import Architecture
@@ -49,6 +49,7 @@ class Card(NamedTuple):
       template: chat template that it was trained with, as `DataConfig.template`.
       condition: that it is to be asked with, as `DataConfig.condition`.
       stored: how that model was stored under it.
+      types: of the examples that it was trained on, as `DataConfig.types`; None if the folder does not say.
     """
 
     base: str
@@ -56,6 +57,7 @@ class Card(NamedTuple):
     template: str = "auto"
     condition: str = "auto"
     stored: Stored = Stored()
+    types: TypesConfig | None = None
 
 
 class Saved(NamedTuple):
@@ -89,8 +91,7 @@ def read_card(folder: epath.PathLike) -> Card:
     if not (folder / CONFIG).exists():
         return Card(peft.read_config(folder).get("base_model_name_or_path") or "", stored=_read_stored(folder))
     contents = _contents(folder)
-    named = (contents[name] for name in ("base_name", "base_fingerprint", "template", "condition"))
-    return Card(*named, stored=contents["stored"])
+    return Card(*(contents[n] for n in ("base_name", "base_fingerprint", "template", "condition", "stored", "types")))
 
 
 def load_adapter(folder: epath.PathLike, arch: Architecture) -> Saved:
@@ -130,7 +131,8 @@ def save_adapter(folder: epath.PathLike, saved: Saved, card: Card) -> None:
     tensorfiles.write(folder / WEIGHTS, entries, tensors.__getitem__)
     base = {"name": card.base, "fingerprint": card.fingerprint, **card.stored._asdict()}
     contents = {"kind": saved.kind, "config": to_dict(saved.settings), "base": base}
-    contents |= {"template": card.template, "condition": card.condition, "version": __version__}
+    contents |= {"template": card.template, "condition": card.condition}
+    contents |= {"types": to_dict(card.types or TypesConfig()), "version": __version__}
     (folder / CONFIG).write_text(json.dumps(contents, indent=2) + "\n")
 
 
@@ -209,6 +211,7 @@ def _contents(folder: epath.Path) -> dict[str, Any]:
         contents = json.loads((folder / CONFIG).read_text())
         base = {f"base_{name}": contents["base"][name] for name in ("name", "fingerprint")}
         base["stored"] = _stored(contents["base"], f"{folder / CONFIG}: base")
+        base["types"] = from_dict(TypesConfig, contents.get("types", {}), f"{folder / CONFIG}: types")
         return base | {name: contents[name] for name in ("kind", "config", "template", "condition")}
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise UserError(f"{folder / CONFIG} is no description of an adapter ({error!r}); copy it again.") from error

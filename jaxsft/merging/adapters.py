@@ -13,7 +13,7 @@ from etils import epath
 from jax.sharding import Mesh
 
 from jaxsft import __version__
-from jaxsft.adapters.folder import Saved, is_adapter
+from jaxsft.adapters.folder import Saved, Stored, is_adapter, save_stored
 from jaxsft.adapters.lora import LoRA
 from jaxsft.adapters.peft import save_factors
 from jaxsft.config import MergeConfig
@@ -24,7 +24,7 @@ from jaxsft.merging.linear import check_divisible
 from jaxsft.models.architecture import Architecture
 from jaxsft.models.checkpoint import copy_companions, fingerprint, load_architecture, resolve
 from jaxsft.sharding import make_mesh
-from jaxsft.training.restore import is_workdir, run_adapter, trained_by, weights_fingerprint
+from jaxsft.training.restore import is_workdir, run_adapter, stored_base, trained_by, weights_fingerprint
 from jaxsft.training.saved import find_base, load_folder
 from jaxsft.validation import to_dict
 
@@ -41,6 +41,7 @@ class AdapterPlan:
       weights: likewise.
       base: the folder of the model that all were trained on.
       arch: its sizes.
+      stored: how it was stored under all of them.
     """
 
     config: MergeConfig
@@ -48,6 +49,7 @@ class AdapterPlan:
     weights: tuple[float, ...]
     base: epath.Path
     arch: Architecture
+    stored: Stored
 
     @property
     def modules(self) -> list[str]:
@@ -89,6 +91,7 @@ class AdapterPlan:
             return line
         with new_folder(output) as folder:
             copy_companions(self.base, folder)
+            save_stored(folder, self.stored)
             save_factors(folder, self.arch, merged, self.rank, scale * self.rank, str(self.base))
             write_json(folder / "merge.json", self._manifest(line, lost))
         return line
@@ -142,11 +145,18 @@ def plan_adapters(config: MergeConfig) -> AdapterPlan:
     for path, base in zip(config.models, bases):
         if fingerprint(base) != fingerprint(bases[0]):
             raise UserError(f"{path} and {config.models[0]} are of different bases; merge adapters of one.")
+    stored = [stored_base(path) for path in config.models]
+    for path, own in zip(config.models, stored):
+        if own.words != stored[0].words:
+            raise UserError(
+                f"{path} was trained over a base stored {own.words}, {config.models[0]} over one stored "
+                f"{stored[0].words}; merge adapters of one."
+            )
     arch, mesh = load_architecture(bases[0]), make_mesh(config.mesh)
     adapters = [_load(path, arch, mesh) for path in config.models]
     if config.method == "lora_factor":
         _check_factors(config, adapters, weights)
-    return AdapterPlan(config, adapters, weights, bases[0], arch)
+    return AdapterPlan(config, adapters, weights, bases[0], arch, stored[0])
 
 
 def _check_factors(config: MergeConfig, adapters: list[Saved], weights: tuple[float, ...]) -> None:

@@ -139,7 +139,8 @@ def export_adapter(model: Any, path: epath.PathLike) -> str:
     saved = Saved(method.name, method.config, params, collect(arch, model.parts.aux))
     built_in = model.template in (*BUILT_IN, NO_TEMPLATE, "auto")
     template = model.template if built_in else "auto"
-    card = Card(str(model.source), fingerprint(model.source), template, model.condition, _stored(model))
+    base = str(model.source), fingerprint(model.source)
+    card = Card(*base, template, model.condition, _stored(model), model.types)
     with new_folder(path) as folder:
         copy_companions(model.companions or model.source, folder)
         note = write_template(model, folder) + _base_note(model)

@@ -267,6 +267,14 @@ def open_start(config: TrainConfig, arch: Architecture, mesh: Mesh) -> tuple[Sav
     return saved, {"adapter_start": own}
 
 
+def stored_base(path: epath.PathLike) -> Stored:
+    """How the base under the adapter of a workdir or a folder was stored."""
+    if not is_workdir(path):
+        return read_card(resolve(path)).stored
+    run = trained_by(path).model
+    return Stored(run.quantization, run.double_quantization)
+
+
 def check_start_base(config: TrainConfig) -> str:
     """Checks that the adapter that `config.adapter.start` names was trained on the run's model.
 
@@ -277,12 +285,8 @@ def check_start_base(config: TrainConfig) -> str:
       UserError: if it was trained on another model.
     """
     path, model = config.adapter.start, config.model
-    if is_workdir(path):
-        own, before = _record(epath.Path(path))["fingerprints"]["model"], trained_by(path).model
-        stored = Stored(before.quantization, before.double_quantization)
-    else:
-        card = read_card(resolve(path))
-        own, stored = card.fingerprint, card.stored
+    workdir, stored = is_workdir(path), stored_base(path)
+    own = _record(epath.Path(path))["fingerprints"]["model"] if workdir else read_card(resolve(path)).fingerprint
     if own and own != fingerprint(model.path):
         raise UserError(
             f"config.adapter.start={path} was trained on another model than config.model.path={model.path}; name the "
@@ -369,6 +373,7 @@ def _open_adapter(folder: epath.Path, config: ModelConfig, mesh: Mesh) -> OpenMo
         source,
         card.condition,
         companions,
+        card.types,
         unquantized=None if run.model.quantization == "none" else lambda: _plain_base(run, program, source),
     )
 

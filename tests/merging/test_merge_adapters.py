@@ -1,10 +1,12 @@
 """LoRA adapters made into one, on disk: what is written computes the weighted sum of what was read."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
+from jaxsft.adapters.folder import Stored, read_card, save_stored
 from jaxsft.adapters.peft import save_factors
 from jaxsft.config import MergeConfig, MeshConfig, ModelConfig
 from jaxsft.errors import UserError
@@ -69,6 +71,19 @@ def test_the_mean_of_factors(folders, tmp_path):
         np.testing.assert_allclose(found, update(folders / "b")[name], atol=1e-4)
     with pytest.raises(UserError, match="differ in rank"):
         merge(MergeConfig("lora_factor", (pair[0], str(folders / "c"))), tmp_path / "no")
+
+
+def test_how_the_base_was_stored(folders, tmp_path):
+    """It is that of the result; adapters that differ in it are refused."""
+    for name, stored in (("a", Stored("nf4")), ("b", Stored("nf4")), ("c", Stored("int8"))):
+        shutil.copytree(folders / name, tmp_path / name)
+        save_stored(tmp_path / name, stored)
+    pair = lambda second: (str(tmp_path / "a"), str(second))
+    merge(MergeConfig("lora_concat", pair(tmp_path / "b")), tmp_path / "merged")
+    assert read_card(tmp_path / "merged").stored == Stored("nf4")
+    for other, words in ((tmp_path / "c", "as int8"), (folders / "b", "unquantised")):
+        with pytest.raises(UserError, match=f"over a base stored {words}, .*/a over one stored as nf4"):
+            merge(MergeConfig("lora_concat", pair(other)), tmp_path / "no")
 
 
 def test_what_cannot_be(folders, tmp_path):

@@ -30,7 +30,7 @@ from jaxsft.report import page
 from jaxsft.report.read import read_run
 from jaxsft.report.routing import heats, panels, scale
 from jaxsft.sharding import make_mesh
-from jaxsft.training.export import export_hf, export_peft
+from jaxsft.training.export import export_adapter, export_hf, export_peft
 from jaxsft.training.restore import open_model
 from jaxsft.training.train import train
 from jaxsft.validation import validate
@@ -147,6 +147,18 @@ def test_an_evaluation_of_the_workdir(workdir):
     for name, kind in tables["kinds"].items():
         np.testing.assert_allclose(found.figures["kinds"][name]["weights"], kind["weights"], rtol=1e-5)
     assert found.headlines["routing"].startswith("cv 0.")
+
+
+def test_an_evaluation_of_the_exported_adapter(workdir, tmp_path):
+    """It keeps the types too."""
+    model = open_model(str(workdir), ModelConfig(dtype="float32"), make_mesh(MeshConfig()))
+    export_adapter(model, tmp_path / "adapter")
+    config = EvaluateConfig(task="routing", data=DataConfig(f"{workdir.parent}/rows.jsonl", rows=":5", max_length=64))
+    config.model.path, config.data.cache_dir = str(tmp_path / "adapter"), str(workdir.parent / "cache")
+    found = evaluate(config).figures
+    tables = json.loads((workdir / "tasks.json").read_text())["tasks"]["routes"]
+    assert found["own_type"] == pytest.approx(tables["own_type"], rel=1e-5)
+    assert {name: kind["type"] for name, kind in found["kinds"].items()} == {"fact": 1, "sum": -1}
 
 
 def test_a_model_without_experts_is_refused(model_folder, workdir):
