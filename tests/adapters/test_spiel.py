@@ -119,6 +119,10 @@ def test_a_run_that_goes_on_from_anothers_adapter():
     own.objective.regularizers.l1 = 0.1
     with pytest.raises(UserError, match="brings deltas that a change of the support moves"):
         make_method(own, ARCH, 10)
+    own.adapter.spiel.dtype, own.optimizer.ema = "bfloat16", 0.9
+    with pytest.raises(UserError, match="in 'bfloat16' an average stands still"):
+        make_method(own, ARCH, 10)
+    own.adapter.spiel.dtype = "float32"
     own.objective.regularizers.l1_on = "weights"
     make_method(own, ARCH, 10)
     own.objective.regularizers.l2_to_start = 0.1

@@ -236,6 +236,11 @@ def make_spiel(config: TrainConfig, arch: Architecture, steps: int) -> SpIEL:
             f"config.adapter.spiel.phase is {settings.phase}, which does not fit between two changes of the support, "
             f"config.adapter.spiel.reselect_every = {settings.reselect_every} steps apart; make it shorter."
         )
+    if config.optimizer.ema and settings.dtype == "bfloat16":
+        raise UserError(
+            "config.optimizer.ema averages deltas in config.adapter.spiel.dtype, and in 'bfloat16' an average stands "
+            "still; set the dtype to 'float32', or ema to 0."
+        )
     terms = config.objective.regularizers
     if config.adapter.start and (terms.l2_to_start or (terms.l1 and terms.l1_on == "change")):
         raise UserError(
