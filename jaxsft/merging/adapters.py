@@ -5,6 +5,7 @@ weights are never opened. See `jaxsft.merging.factors` for the three, and for wh
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,10 +14,12 @@ from etils import epath
 from jax.sharding import Mesh
 
 from jaxsft import __version__
-from jaxsft.adapters.folder import Saved, Stored, is_adapter, save_stored
+from jaxsft.adapters.folder import Saved, Stored, is_adapter, read_card, save_stored
 from jaxsft.adapters.lora import LoRA
 from jaxsft.adapters.peft import save_factors
 from jaxsft.config import MergeConfig
+from jaxsft.data.classes import inference_condition
+from jaxsft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxsft.errors import UserError
 from jaxsft.files import new_folder, write_json
 from jaxsft.merging.factors import Factors, concat_factors, mean_factors, truncate
@@ -24,7 +27,15 @@ from jaxsft.merging.linear import check_divisible
 from jaxsft.models.architecture import Architecture
 from jaxsft.models.checkpoint import copy_companions, fingerprint, load_architecture, resolve
 from jaxsft.sharding import make_mesh
-from jaxsft.training.restore import is_workdir, run_adapter, stored_base, trained_by, weights_fingerprint
+from jaxsft.training.export import write_template
+from jaxsft.training.restore import (
+    is_workdir,
+    run_adapter,
+    stored_base,
+    tokenizer_source,
+    trained_by,
+    weights_fingerprint,
+)
 from jaxsft.training.saved import find_base, load_folder
 from jaxsft.validation import to_dict
 
@@ -42,6 +53,7 @@ class AdapterPlan:
       base: the folder of the model that all were trained on.
       arch: its sizes.
       stored: how it was stored under all of them.
+      asked: how the last of the models is prompted, and so the result.
     """
 
     config: MergeConfig
@@ -50,6 +62,12 @@ class AdapterPlan:
     base: epath.Path
     arch: Architecture
     stored: Stored
+    asked: "Asked"
+
+    @property
+    def fingerprints(self) -> list[str]:
+        """Of the models and the base."""
+        return [*map(_fingerprint, self.config.models), fingerprint(self.base)]
 
     @property
     def modules(self) -> list[str]:
@@ -90,7 +108,8 @@ class AdapterPlan:
         if jax.process_index():
             return line
         with new_folder(output) as folder:
-            copy_companions(self.base, folder)
+            copy_companions(self.asked.folder, folder)
+            line += write_template(self.asked, folder)
             save_stored(folder, self.stored)
             save_factors(folder, self.arch, merged, self.rank, scale * self.rank, str(self.base))
             write_json(folder / "merge.json", self._manifest(line, lost))
@@ -156,7 +175,7 @@ def plan_adapters(config: MergeConfig) -> AdapterPlan:
     adapters = [_load(path, arch, mesh) for path in config.models]
     if config.method == "lora_factor":
         _check_factors(config, adapters, weights)
-    return AdapterPlan(config, adapters, weights, bases[0], arch, stored[0])
+    return AdapterPlan(config, adapters, weights, bases[0], arch, stored[0], _asked(config.models[-1]))
 
 
 def _check_factors(config: MergeConfig, adapters: list[Saved], weights: tuple[float, ...]) -> None:
@@ -180,6 +199,33 @@ def _check_factors(config: MergeConfig, adapters: list[Saved], weights: tuple[fl
                 f"{path} and {config.models[0]} differ in {wrong[0]}, so the mean of their factors is not near the "
                 "mean of their updates; use 'lora_concat', which is exact, or 'lora_svd'."
             )
+
+
+class Asked(NamedTuple):
+    """How a model is prompted.
+
+    Attributes:
+      folder: of the tokenizer's files.
+      tokenizer: in it.
+      template: as `DataConfig.template`.
+      condition: as `DataConfig.condition`.
+    """
+
+    folder: epath.Path
+    tokenizer: Tokenizer
+    template: str
+    condition: str
+
+
+def _asked(path: str) -> Asked:
+    folder = resolve(tokenizer_source(path))
+    if is_workdir(path):
+        data = trained_by(path).data
+        template, condition = data.template, inference_condition(data)
+    else:
+        card = read_card(resolve(path))
+        template, condition = card.template, card.condition
+    return Asked(folder, load_tokenizer(str(folder)), template, condition)
 
 
 def _load(path: str, arch: Architecture, mesh: Mesh) -> Saved:

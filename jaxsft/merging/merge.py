@@ -72,6 +72,12 @@ class Merge:
         self._plan = plan
         self.describe = plan.describe
 
+    @property
+    def fingerprints(self) -> list[str]:
+        """Of the models and the base."""
+        plan = self._plan
+        return [source.fingerprint for source in [*plan.models, *filter(None, [plan.base])]]
+
     def carry_out(self, output: epath.PathLike) -> str:
         """See `merge`."""
         return _carry_out(self._plan, output)
@@ -89,6 +95,9 @@ def merge_or_find(config: MergeConfig, output: epath.PathLike) -> str:
     found = json.loads(file.read_text())
     if found["config"] != to_dict(config):
         raise UserError(f"{output} holds models merged in another way; remove it, or choose another folder.")
+    held = [source["fingerprint"] for source in [*found["models"], *filter(None, [found["base"]])]]
+    if held != plan(config).fingerprints:
+        raise UserError(f"{output} was merged of models that are others by now; remove it, or choose another folder.")
     return found["result"]
 
 

@@ -344,3 +344,12 @@ def test_a_stage_finds_what_it_left(folders, tmp_path):
     assert (tmp_path / "merged" / "model.safetensors").stat().st_mtime_ns == before
     with pytest.raises(UserError, match="merged in another way"):
         merge_or_find(config_of(folders, "ties", density=(0.5,)), tmp_path / "merged")
+
+
+def test_a_stage_whose_models_were_made_anew_is_refused(folders, tmp_path):
+    shutil.copytree(folders / "one", tmp_path / "one")
+    config = config_of(folders, models=(str(tmp_path / "one"), str(folders / "two")))
+    merge_or_find(config, tmp_path / "merged")
+    shutil.copy(folders / "start" / "model.safetensors", tmp_path / "one" / "model.safetensors")
+    with pytest.raises(UserError, match="models that are others by now"):
+        merge_or_find(config, tmp_path / "merged")

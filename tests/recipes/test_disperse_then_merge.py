@@ -6,7 +6,8 @@ import runpy
 import numpy as np
 import pytest
 
-from jaxsft.config import DataConfig, DisperseConfig, MeshConfig, ModelConfig, StageConfig
+from jaxsft.config import DataConfig, DisperseConfig, MergeConfig, MeshConfig, ModelConfig, StageConfig
+from jaxsft.merging.merge import merge
 from jaxsft.models.tensorfiles import TensorFile
 from jaxsft.recipes.plan import plan
 from jaxsft.recipes.run import run
@@ -51,6 +52,11 @@ def test_the_merged_model_is_the_mean_of_runs_on_disjoint_parts(recipe, tmp_path
     assert list(json.loads((work / "parts" / "dispersal.json").read_text())) == table("## Dispersals")
     manifest = json.loads((work / "merged" / "merge.json").read_text())
     assert set(manifest) == set(table("## Merged models")) - {"cut_off"}
+
+    runs = tuple(str(work / f"part_{k}") for k in range(4))
+    merge(MergeConfig("lora_factor", runs), tmp_path / "factor")  # they have one seed, and so one A
+    templates = [(folder / "chat_template.jinja").read_text() for folder in (tmp_path / "factor", work / "merged")]
+    assert templates[0] == templates[1], "prompted as the runs were trained"
 
     mesh = make_mesh(MeshConfig())
     for k in range(4):
