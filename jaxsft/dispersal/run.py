@@ -25,7 +25,7 @@ from jaxsft.scoring.embedding import embed_examples
 from jaxsft.scoring.table import read_scores, write_scores
 from jaxsft.sharding import data_shards, make_mesh, process_share
 from jaxsft.training.program import dtypes
-from jaxsft.training.restore import is_workdir, open_model, trained_by, weights_fingerprint
+from jaxsft.training.restore import is_workdir, open_model, tokenizer_source, weights_fingerprint
 
 PARTS, RECORD, PICTURE, VECTORS = "parts.parquet", "dispersal.json", "dispersal.html", "vectors.parquet"
 TYPICAL, LETTERS = 3, 300  # examples told of each part, and how much of each
@@ -62,7 +62,7 @@ def disperse(config: DisperseConfig, folder: epath.PathLike) -> str:
       UserError: for data or a model that cannot be read, and for parts that stay empty.
     """
     folder, mesh = epath.Path(folder), make_mesh(config.mesh)
-    tokenizer = load_tokenizer(str(_tokenizer(config.model.path)))
+    tokenizer = load_tokenizer(str(resolve(tokenizer_source(config.model.path))))
     dataset = prepare(by_itself(config.data, config.grouping), tokenizer)
     if not config.parts and config.method not in ("source", "task_type"):
         raise UserError(f"config.parts is 0, but {config.method!r} has no names to take parts from; say how many.")
@@ -84,10 +84,6 @@ def disperse(config: DisperseConfig, folder: epath.PathLike) -> str:
     return f"{len(dataset)} examples in {len(told['parts'])} parts by {config.method}: {sizes}"
 
 
-def _tokenizer(model: str) -> epath.Path:
-    return resolve(trained_by(model).model.path if is_workdir(model) else model)
-
-
 def _cut(
     config: DisperseConfig, folder: epath.Path, mesh: Any, dataset: Dataset, records: np.ndarray, first: np.ndarray
 ) -> Cut:
@@ -102,7 +98,7 @@ def _cut(
         parts, held = partition.by_name(ids[first], names, config.parts)
         return Cut(parts, names=held)
     if config.vectors:
-        vectors = _read_vectors(config.vectors, int(dataset.records.max()) + 1)[records]
+        vectors = _read_vectors(config.vectors, dataset.report.records)[records]
     else:
         vectors = _embed(config, folder, mesh, dataset)[first]
     parts, centroids = partition.kmeans(vectors, config.parts, config.seed, config.balanced)
@@ -120,6 +116,10 @@ def _embed(config: DisperseConfig, folder: epath.Path, mesh: Any, dataset: Datas
         "model": weights_fingerprint(model) if is_workdir(model) else fingerprint(resolve(model)),
         "param_dtype": str(dtypes(config.model, mesh)[1]),
     }
+    if config.model.quantization != "none":
+        key["quantization"] = [config.model.quantization, config.model.double_quantization]
+    if config.model.base:
+        key["base"] = fingerprint(resolve(config.model.base))
     weights = (opened.params, opened.adapters)
     return embed_examples(opened.decoder, weights, dataset, loader, mesh, folder / VECTORS, key, config.text)
 

@@ -82,8 +82,9 @@ def moments(x: jax.Array, valid: jax.Array | None, gram: bool = False) -> Moment
     x = x.astype(wide).reshape(-1, x.shape[-1])
     weight = jnp.ones(len(x), wide) if valid is None else valid.reshape(-1).astype(wide)
     count = jnp.sum(weight)
-    mean = weight @ x / jnp.maximum(count, 1)
-    squares = weight @ jnp.square(x - mean)
+    summed = functools.partial(jnp.matmul, weight, precision="highest")
+    mean = summed(x) / jnp.maximum(count, 1)
+    squares = summed(jnp.square(x - mean))
     products = None
     if gram:
         products = jnp.matmul((x * weight[:, None]).T, x, precision="highest")

@@ -1,6 +1,7 @@
 """The job: parts that training reads, embeddings by hand, and the record."""
 
 import json
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -74,6 +75,31 @@ def test_by_source(config, tmp_path):
     parts = read_scores(tmp_path / "parts.parquet")[1]["part"]
     np.testing.assert_array_equal(parts, [i % 3 == 0 for i in range(COUNT)])
     assert [part["names"] for part in json.loads((tmp_path / "dispersal.json").read_text())["parts"]] == [["a"], ["b"]]
+
+
+def test_a_record_that_is_dropped_keeps_its_vector(config, tmp_path):
+    """The last one too: a file of vectors has one for each record of the data, used or not."""
+    rows = Path(config.data.path).read_text().splitlines(keepends=True)
+    rows[0], rows[-1] = (json.dumps({"prompt": "blue " * 200, "completion": "red", "source": "a"}) + "\n",) * 2
+    config.data.path = str(write_jsonl(tmp_path / "long.jsonl", [json.loads(row) for row in rows]))
+    config.data.max_dropped = 0.5
+    vectors = np.eye(3)[np.arange(COUNT) % 3] + 0.01
+    pq.write_table(pa.table({"vector": list(vectors)}), tmp_path / "v.parquet")
+    config.method, config.vectors = "kmeans", str(tmp_path / "v.parquet")
+    disperse(config, tmp_path)
+    parts = read_scores(tmp_path / "parts.parquet")[1]["part"]
+    assert len(parts) == COUNT - 2
+    assert all(len(set(parts[i::3])) == 1 for i in range(3)) and len(set(parts)) == 3
+
+
+def test_vectors_of_another_base_are_made_anew(config, tmp_path):
+    config.method, config.parts = "kmeans", 2
+    disperse(config, tmp_path)
+    before = (tmp_path / "vectors.parquet").read_bytes()
+    config.model.quantization = "int8"
+    with pytest.raises(UserError, match="stale: they were made with quantization = None"):
+        disperse(config, tmp_path)
+    assert (tmp_path / "vectors.parquet").read_bytes() == before
 
 
 def test_vectors_of_the_user(config, tmp_path):
