@@ -81,6 +81,9 @@ class Plan:
             f"holds {held * largest / 1e9:.3g} GB at most over {self.mesh.size} "
             f"device{'s' if self.mesh.size > 1 else ''}"
         )
+        for source in [*self.models, *filter(None, [self.base])]:
+            if source.whole:
+                lines.append(f"  besides, {source.path} is opened whole: {numbers * 4 / 1e9:.3g} GB")
         return lines + [f"  note: {note}" for note in self.notes]
 
 

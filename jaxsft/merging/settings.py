@@ -82,6 +82,8 @@ class Settings:
 
     def _check_numbers(self, holder: object, where: str) -> None:
         reads = METHODS[self.config.method].reads
+        if holder is self.config and not holder.density:
+            raise UserError("config.density is empty; give one share for all models, or each its own.")
         for name in ("weights", "gradient", "density"):
             if getattr(holder, name) and name not in reads and holder is not self.config:
                 raise UserError(f"{where}.{name} is set, but the method {self.config.method!r} does not read it.")

@@ -43,6 +43,7 @@ class Source(Protocol):
       template: the chat template it was trained with; "auto" for that of the folder.
       condition: likewise.
       by_part: whether a part of a tensor is read without the rest.
+      whole: whether it is in memory as a whole, in float32, until the merge is done.
     """
 
     path: str
@@ -53,6 +54,7 @@ class Source(Protocol):
     template: str
     condition: str
     by_part: bool
+    whole: bool
 
     def read(self, tensor: Tensor, index: Sequence[slice] = ()) -> Any:
         """One tensor, or the part of it that `index` names, in the dtype in which it is held."""
@@ -86,7 +88,7 @@ def source_dtype(source: Source) -> np.dtype:
 class FolderSource:
     """A Hugging Face folder."""
 
-    by_part = True
+    by_part, whole = True, False
     template = condition = "auto"
 
     def __init__(self, path: str):
@@ -105,7 +107,7 @@ class FolderSource:
 class RunSource:
     """The workdir of a full or a LoRA run: what was trained comes from its checkpoint, the rest from where it began."""
 
-    by_part = False
+    by_part = whole = False
 
     def __init__(self, path: str, run: SavedRun, method: Full | LoRA):
         self.path, self.folder = path, run.source
@@ -141,7 +143,7 @@ EMBED = "embed.embedding"
 class WholeSource:
     """The workdir of any run, or an adapter's folder, opened as a whole and merged into a plain model."""
 
-    by_part = False
+    by_part, whole = False, True
 
     def __init__(self, path: str, mesh: Mesh):
         model = open_model(path, ModelConfig(path=path, dtype="float32", param_dtype="float32"), mesh)
@@ -171,7 +173,7 @@ class AlignedSource:
     def __init__(self, source: Source, like: Source):
         self.path, self.folder, self.fingerprint = source.path, source.folder, source.fingerprint
         self.arch, self.tokenizer = source.arch, source.tokenizer
-        self.template, self.condition = source.template, source.condition
+        self.template, self.condition, self.whole = source.template, source.condition, source.whole
         self._source, self._like = source, like
         own = source.tokenizer.hf.get_vocab()
         self._rows = np.full(like.arch.vocab_size, -1)

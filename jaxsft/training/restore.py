@@ -162,9 +162,7 @@ def started_from(path: str) -> str:
     record = _record(folder)
     run = from_dict(TrainConfig, record["config"], f"{folder / 'config.json'}: config")
     if run.model.init == "random":
-        raise UserError(
-            f"{folder} started from random weights, which are in no folder; set config.reference to a model."
-        )
+        raise UserError(f"{folder} started from random weights, which are in no folder; name a model in the config.")
     source = resolve(run.model.path)
     _check_unchanged(source, folder, record)
     return str(source)

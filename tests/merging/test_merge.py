@@ -261,6 +261,7 @@ def test_refusals(folders, tmp_path):
     refuse(r"config\.rules\[0\]\.density is set, but", rules=[MergeRule(("embed",), density=(0.5,))])
     refuse(r"both weights and a gradient", gradient=((1.0, 0.0), (0.0, 1.0)))
     task = {"method": "ties", "base": start}
+    refuse(r"config\.density is empty", **task, density=())
     refuse(r"config\.density holds 0; a share", **task, density=(0.0,))
     refuse(r"weights .* have both signs", **task, weights=(1.0, -0.5))
     refuse(r"config\.rescale is 'density', but the method 'ties'", **task, rescale="density")

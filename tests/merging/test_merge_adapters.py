@@ -86,6 +86,12 @@ def test_how_the_base_was_stored(folders, tmp_path):
             merge(MergeConfig("lora_concat", pair(other)), tmp_path / "no")
 
 
+def test_the_plan_says_which_models_are_opened_whole(folders):
+    lines = plan(MergeConfig("linear", (str(folders / "base"), str(folders / "a")))).describe()
+    (besides,) = [line for line in lines if "opened whole" in line]
+    assert str(folders / "a") in besides and besides.endswith(" GB")
+
+
 def test_what_cannot_be(folders, tmp_path):
     def refuse(message, method="lora_concat", models=("a", "b"), **fields):
         with pytest.raises(UserError, match=message):
