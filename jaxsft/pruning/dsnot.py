@@ -71,6 +71,9 @@ def refine(
 
     def choose(values: jax.Array, allowed: jax.Array) -> tuple[jax.Array, jax.Array]:
         """The index of the largest allowed value of each column, and whether there is one."""
+        values = jnp.clip(
+            values, jnp.finfo(wide).min, jnp.finfo(wide).max
+        )  # an input without variance has infinite ones
         return jnp.argmax(jnp.where(allowed, values, -jnp.inf), axis=0), allowed.any(0)
 
     def step(state: Exchange) -> Exchange:

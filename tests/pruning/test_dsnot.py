@@ -104,3 +104,22 @@ def test_nothing_to_do():
         np.testing.assert_array_equal(run(arguments, config, sparsity)[0], arguments[1])
     still = (*arguments[:3], np.zeros(24), arguments[4])
     np.testing.assert_array_equal(run(still, dataclasses.replace(CONFIGS[0], paper=True), sparsity)[0], arguments[1])
+
+
+@pytest.mark.parametrize("sparsity", [masks.Sparsity(share=0.5), masks.Sparsity(keep=2, group=4)])
+@pytest.mark.parametrize("paper", [False, True])
+def test_inputs_that_never_change_leave_masks_of_their_size(sparsity, paper):
+    """Divided by their variance they are infinitely good or bad, which is no reason to move what must not move."""
+    for seed in range(15):
+        rng = np.random.default_rng(seed)
+        x = rng.standard_normal((40, 8)) + 2 * rng.standard_normal(8)
+        constant = rng.random(8) < 0.6
+        x[:, constant] = rng.standard_normal()
+        kernel = jnp.asarray(rng.standard_normal((8, 6)), jnp.float32)
+        scores = masks.wanda(kernel, jnp.asarray((x**2).sum(0), jnp.float32), 4)
+        mask = masks.kept(scores, sparsity)
+        variance = jnp.asarray(np.where(constant, 0, x.var(0)), jnp.float32)
+        config = DSnoTConfig((), 50, 0.1, 1.0, paper)
+        refined, _ = refine(kernel, mask, scores, jnp.asarray(x.sum(0) / 4, jnp.float32), variance, config, sparsity)
+        of_group = lambda m: np.asarray(m).reshape(-1, sparsity.group or 8, 6).sum(1)
+        np.testing.assert_array_equal(of_group(refined), of_group(mask))
