@@ -8,7 +8,7 @@ It prints 47,520 trained parameters.
 from jaxsft.config import TrainConfig
 from jaxsft.world.recipe import plain
 
-LEARNING_RATES = (5e-4, 1e-3, 2e-3, 3e-3, 5e-3)
+LEARNING_RATES = (1e-3, 3e-3)
 
 
 def get_config() -> TrainConfig:

@@ -9,7 +9,7 @@ from jaxsft.config import TrainConfig
 from jaxsft.world import skills
 from jaxsft.world.recipe import plain, task
 
-LEARNING_RATES = (5e-4, 1e-3, 2e-3, 3e-3, 5e-3)
+LEARNING_RATES = (1e-3, 3e-3)
 
 
 def get_config() -> TrainConfig:

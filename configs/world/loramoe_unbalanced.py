@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxsft.config import TrainConfig
 
-LEARNING_RATES = (5e-4, 1e-3, 2e-3, 3e-3, 5e-3)
+LEARNING_RATES = (1e-3, 3e-3)
 
 
 def get_config() -> TrainConfig:

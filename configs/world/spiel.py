@@ -6,7 +6,7 @@ python scripts/train.py --config=configs/world/spiel.py --workdir=runs/spiel
 from jaxsft.config import TrainConfig
 from jaxsft.world.recipe import plain
 
-LEARNING_RATES = (3e-4, 1e-3, 2e-3, 3e-3, 5e-3)
+LEARNING_RATES = (1e-3, 3e-3)
 
 
 def get_config() -> TrainConfig:
