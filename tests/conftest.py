@@ -1,6 +1,10 @@
 """Shared fixtures. Real data is read from `JAXSFT_TEST_DATA` or `../shared/data`; its tests skip where it is absent."""
 
+import ctypes
+import gc
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -20,6 +24,7 @@ os.environ.setdefault(
 import pytest
 
 REPOSITORY = Path(__file__).resolve().parents[1]
+MOST_MEMORY = float(os.environ.get("JAXSFT_TEST_MEMORY", 3.0))  # GiB that a worker may hold before it is tidied
 REAL_DATA = Path(os.environ.get("JAXSFT_TEST_DATA", REPOSITORY.parent / "shared" / "data"))
 
 
@@ -29,3 +34,22 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip(f"no real data at {REAL_DATA}; set JAXSFT_TEST_DATA to a folder that has it")
     return REAL_DATA
+
+
+@pytest.fixture(autouse=True)
+def tidied() -> Iterator[None]:
+    """Lets compiled programs go, and their memory, where they have become many: a worker makes thousands of them."""
+    yield
+    if resident_gib() > MOST_MEMORY:
+        import jax
+
+        jax.clear_caches()
+        gc.collect()
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def resident_gib() -> float:
+    """What this process holds of the machine's memory; 0 where that cannot be asked so."""
+    if not sys.platform.startswith("linux"):
+        return 0.0
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**30
