@@ -378,7 +378,7 @@ def _cut(choice, tmp_path):
     pq.write_table(pa.table({"vector": [[1.0, 0], [1.0, 0], [1.0, 0], [1.0, 0], [0, 1.0]]}), table)
     dataset = types.SimpleNamespace(
         sources=["x", "y"], source_ids=np.array([0, 0, 0, 1, 1]), records=np.arange(5),
-        task_types=["t", "u"], task_type_ids=np.array([0, 1, 1, 1, 1]),
+        task_types=["t", "u"], task_type_ids=np.array([0, 1, 1, 1, 1]), report=types.SimpleNamespace(records=5),
     )  # fmt: skip
     config = DisperseConfig(method=choice, parts=2, vectors=str(table))
     return tuple(dispersal._cut(config, tmp_path, None, dataset, np.arange(5), np.arange(5)).parts.tolist())

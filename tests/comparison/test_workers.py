@@ -91,7 +91,7 @@ def test_no_worker_outlives_the_parent(how: signal.Signals, tmp_path: Path):
         wait_until(lambda: (tmp_path / "0").exists() and (tmp_path / "1").exists())
         send = os.killpg if how == signal.SIGINT else os.kill
         send(process.pid, how)
-        _, said = process.communicate(timeout=120)  # until the last worker has let go of stderr
+        _, said = process.communicate(timeout=600)  # until the last worker has let go of stderr
         if how == signal.SIGINT:
             assert process.returncode == 130
             assert said.endswith("\ninterrupted\n") and "Traceback" not in said, "and no warning after it"
