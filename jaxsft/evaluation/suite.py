@@ -80,7 +80,7 @@ def _open_reference(model: OpenModel, config: EvaluateConfig | SuiteConfig, mesh
     """The model that deviations are taken from; None is the base under an adapter, which is there already."""
     path = config.reference
     if not path and model.method is not None and model.adapters is None:
-        path = started_from(config.model.path)
+        path = started_from(config.model.path, "config.reference")
     plain = dataclasses.replace(config.model, quantization="none")  # which is said of the model that is measured
     return open_model(path, plain, mesh) if path else None
 

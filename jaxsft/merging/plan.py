@@ -125,7 +125,7 @@ def _base(config: MergeConfig) -> str:
         return config.base
     if not config.models or not all(is_workdir(path) for path in config.models):
         return ""
-    starts = {started_from(path) for path in config.models}
+    starts = {started_from(path, "config.base") for path in config.models}
     if len(starts) > 1:
         raise UserError(
             f"the models started from {len(starts)} folders ({', '.join(sorted(starts))}); set config.base."

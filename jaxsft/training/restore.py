@@ -152,8 +152,12 @@ def saved_run(path: str) -> SavedRun:
     return SavedRun(config, checkpoints, _last_step(checkpoints, folder), source)
 
 
-def started_from(path: str) -> str:
+def started_from(path: str, instead: str) -> str:
     """The model folder whose weights the run in a workdir started from.
+
+    Args:
+      path: the workdir.
+      instead: the field of the caller's config that names a model where none can be found.
 
     Raises:
       UserError: if it started from random weights, or the folder holds another model by now.
@@ -162,7 +166,7 @@ def started_from(path: str) -> str:
     record = _record(folder)
     run = from_dict(TrainConfig, record["config"], f"{folder / 'config.json'}: config")
     if run.model.init == "random":
-        raise UserError(f"{folder} started from random weights, which are in no folder; name a model in the config.")
+        raise UserError(f"{folder} started from random weights, which are in no folder; set {instead}.")
     source = resolve(run.model.path)
     _check_unchanged(source, folder, record)
     return str(source)
