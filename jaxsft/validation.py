@@ -57,6 +57,7 @@ CHOICES = {
     "policy": ("linear", "cosine"),
     "SpIELConfig.dtype": ("float32", "bfloat16"),
     "PruneConfig.score": ("wanda", "magnitude"),
+    "CompressConfig.counts": ("stored", "codes"),
     "OptimizerConfig.name": ("adamw", "adafactor", "lion", "sm3", "muon"),
 }
 POSITIVE = {
@@ -67,6 +68,7 @@ POSITIVE = {
     "experts", "microbatch_rows",
     "reselect_every", "phase", "rate",
     "cycles",
+    "size_ratio", "group_size",
 }  # fmt: skip
 NOT_NEGATIVE = {
     "SourceConfig.weight", "max_dropped", "dropout", "z_loss", "label_smoothing", "final_ratio", "weight_decay",

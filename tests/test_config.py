@@ -15,9 +15,11 @@ from jaxsft.adapters.loramoe import LoRAMoE
 from jaxsft.adapters.method import Parts
 from jaxsft.adapters.registry import make_method
 from jaxsft.adapters.spiel.schedule import Clock
+from jaxsft.compression import groups
 from jaxsft.config import (
     AdapterConfig,
     ClassesConfig,
+    CompressConfig,
     DataConfig,
     DisperseConfig,
     EvalConfig,
@@ -464,6 +466,7 @@ READERS = {
     "schedule": (_schedule, None),
     "task": (lambda choice, _: HEADLINES[choice], None),
     "normalize": (_grade, {"none": 1, "tokens": 2, "bytes": 0}),
+    "CompressConfig.counts": (lambda choice, _: groups.choose(CompressConfig(counts=choice), (4096, 4096)), None),
     "PruneConfig.score": (_prune_score, {"wanda": [False, True], "magnitude": [True, False]}),
     "OptimizerConfig.name": (_optimizer, None),
     "variant": (_variant, {"ag": ("age", "mu", "nu"), "ma": ("rows", "columns")}),

@@ -5,6 +5,7 @@ their meaning (`max_length`, `packing`, `learning_rate`).
 """
 
 from jaxsft.config.adapter import AdapterConfig, LoRAConfig, LoRAMoEConfig, SpIELConfig, SPPConfig
+from jaxsft.config.compression import CompressConfig
 from jaxsft.config.data import ClassesConfig, DataConfig, DCoTConfig, MixtureConfig, SourceConfig, TypesConfig
 from jaxsft.config.evaluation import EvalConfig, EvaluateConfig, SuiteConfig, TaskConfig
 from jaxsft.config.jobs import DisperseConfig, RecipeConfig, ScoreConfig, StageConfig
@@ -18,6 +19,7 @@ __all__ = [
     "AdapterConfig",
     "CheckpointConfig",
     "ClassesConfig",
+    "CompressConfig",
     "DCoTConfig",
     "DSnoTConfig",
     "DataConfig",

@@ -17,6 +17,7 @@ from jaxsft.adapters.folder import is_adapter
 from jaxsft.adapters.full import Full
 from jaxsft.adapters.lora import LoRA
 from jaxsft.adapters.registry import make_method
+from jaxsft.compression.folder import is_compressed
 from jaxsft.config import ModelConfig
 from jaxsft.data.classes import inference_condition
 from jaxsft.data.tokenizer import Tokenizer, load_tokenizer
@@ -67,7 +68,8 @@ def open_source(path: str, mesh: Mesh) -> Source:
       UserError: if there is none, or it is not whole.
     """
     if not is_workdir(path):
-        return WholeSource(path, mesh) if is_adapter(resolve(path)) else FolderSource(path)
+        folder = resolve(path)
+        return WholeSource(path, mesh) if is_adapter(folder) or is_compressed(folder) else FolderSource(path)
     run = saved_run(path)
     method = make_method(run.config, load_architecture(run.source), 1)
     model = run.config.model
@@ -141,7 +143,7 @@ EMBED = "embed.embedding"
 
 
 class WholeSource:
-    """The workdir of any run, or an adapter's folder, opened as a whole and merged into a plain model."""
+    """Any other workdir, or folder of an adapter or a compressed change, opened whole and merged into a plain model."""
 
     by_part, whole = False, True
 

@@ -35,6 +35,7 @@ from jaxsft.validation import did_you_mean
 CONFIG, SINGLE, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
 # Of an adapter's folder, of which this library or PEFT reads.
 ADAPTER_CONFIGS = ("adapter.json", "adapter_config.json", "adapter_base.json")
+COMPRESSED = "compression.json"  # of a folder that holds what changed of a base, see `jaxsft.compression`
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 MAX_SHARD_SIZE = 5 * 10**9  # bytes of a weight file
 SAMPLES, SAMPLE_BYTES = 1024, 4096  # of a weight file, for its fingerprint: files up to 4 MiB are read whole
@@ -77,7 +78,7 @@ def resolve(path: epath.PathLike) -> epath.Path:
     try:
         return epath.Path(
             huggingface_hub.snapshot_download(
-                name, allow_patterns=[*COMPANIONS, CONFIG, *ADAPTER_CONFIGS, "*.safetensors*"]
+                name, allow_patterns=[*COMPANIONS, CONFIG, *ADAPTER_CONFIGS, COMPRESSED, "*.safetensors*"]
             )
         )
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
@@ -99,13 +100,18 @@ def load_architecture(path: epath.PathLike) -> Architecture:
       UserError: see `Architecture.from_hf`; also if there is no such file, or it is not JSON.
     """
     file = resolve(path) / CONFIG
+    if (file.parent / COMPRESSED).exists():
+        raise UserError(
+            f"{file.parent} holds what changed of a base, no whole model; write that out (scripts/export.py --model="
+            f"{file.parent} --output=FOLDER), and name FOLDER."
+        )
     return Architecture.from_hf(_read_json(file, "a checkpoint's folder has one"), str(file))
 
 
 def fingerprint(path: epath.PathLike) -> str:
     """A name for what a checkpoint, or an adapter's folder, holds: hexadecimal, of its config and of blocks spread over
     its weight files."""
-    folder, configs = resolve(path), (CONFIG, *ADAPTER_CONFIGS)
+    folder, configs = resolve(path), (CONFIG, *ADAPTER_CONFIGS, COMPRESSED)
     names = sorted(file.name for file in folder.iterdir() if file.name in configs or file.name.endswith(".safetensors"))
     digest = hashlib.sha256()
     for name in names:
@@ -125,6 +131,7 @@ def load_params(
     param_dtype: Any = None,
     quantization: str = "none",
     double_quantization: bool = True,
+    files: Mapping[str, tuple[Any, str]] | None = None,
 ) -> Params:
     """Reads a checkpoint straight into its target sharding.
 
@@ -134,11 +141,12 @@ def load_params(
       mesh: where the parameters go, by `jaxsft.sharding.RULES`; None is the default device.
       param_dtype: default float32.
       quantization, double_quantization: see `jaxsft.config.ModelConfig`.
+      files: what the tensors are read from, as `open_tensors` has it; default the files in the folder.
 
     Raises:
       UserError: naming the file and tensor, for anything missing, left over, misshapen, cut off or pickled.
     """
-    files = open_tensors(path, decoder)
+    files = open_tensors(path, decoder) if files is None else files
     wanted = weights.tensors(decoder)
     plain = decoder.abstract_params(param_dtype or jnp.float32)
     shapes = jax.eval_shape(lambda params: quantize_params(params, quantization, double_quantization), plain)

@@ -113,14 +113,7 @@ def write(
     Raises:
       OSError: if it cannot be written.
     """
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    offset = 0
-    for name, (dtype, shape) in entries.items():
-        size = math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
-        offset += size
-    content = json.dumps(header, separators=(",", ":")).encode()
-    content += b" " * (-len(content) % 8)
+    content = _header(entries)
     with epath.Path(path).open("wb") as file:
         file.write(len(content).to_bytes(8, "little") + content)
         for name, (dtype, shape) in entries.items():
@@ -128,6 +121,11 @@ def write(
             if array.dtype != dtype or array.shape != shape:
                 raise ValueError(f"{name} is {array.dtype}{array.shape}, announced as {dtype}{shape}")
             file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+
+
+def size(entries: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> int:
+    """Bytes of the file that `write` makes of these entries."""
+    return 8 + len(_header(entries)) + sum(math.prod(shape) * dtype.itemsize for dtype, shape in entries.values())
 
 
 def shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
@@ -141,6 +139,18 @@ def shards(sizes: Mapping[str, int], limit: int) -> list[list[str]]:
         files[-1].append(name)
         held += size
     return files
+
+
+def _header(entries: Mapping[str, tuple[np.dtype, tuple[int, ...]]]) -> bytes:
+    """The JSON header, filled up to a multiple of 8 bytes."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    offset = 0
+    for name, (dtype, shape) in entries.items():
+        size = math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    content = json.dumps(header, separators=(",", ":")).encode()
+    return content + b" " * (-len(content) % 8)
 
 
 def _read_header(path: epath.Path) -> dict[str, Entry]:

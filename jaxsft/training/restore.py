@@ -13,6 +13,7 @@ from jax.sharding import Mesh
 
 from jaxsft.adapters.folder import Saved, Stored, collect, is_adapter, load_adapter, read_card
 from jaxsft.adapters.method import Method, Parts
+from jaxsft.compression.folder import RestoredModel, is_compressed
 from jaxsft.config import AdapterConfig, CheckpointConfig, ModelConfig, RegularizersConfig, TrainConfig, TypesConfig
 from jaxsft.data.classes import inference_condition
 from jaxsft.data.tokenizer import Tokenizer, load_tokenizer
@@ -94,10 +95,12 @@ def open_model(path: str, config: ModelConfig, mesh: Mesh, step: int | None = No
     """Loads a model into the mesh.
 
     Args:
-      path: a Hugging Face folder, an adapter's, a hub name or a workdir, whose last checkpoint is taken.
-      config: dtypes and attention; the `base` of an adapter or of a run whose base has moved; and how a model folder
-        is quantised. A workdir's base always is as it was in training, and so is an adapter's, as its folder says,
-        unless this names another quantisation. Its own `path` is not read. `param_dtype` "auto" keeps a workdir's.
+      path: a Hugging Face folder, an adapter's, that of a compressed change, a hub name or a workdir, whose last
+        checkpoint is taken.
+      config: dtypes and attention; the `base` of an adapter, a change or a run, where it has moved; and how a model
+        folder is quantised. A workdir's base always is as it was in training, and so is an adapter's, as its folder
+        says, unless this names another quantisation. Its own `path` is not read. `param_dtype` "auto" keeps a
+        workdir's.
       mesh: where the parameters go.
       step: of a workdir, the checkpoint that is taken instead.
 
@@ -111,6 +114,8 @@ def open_model(path: str, config: ModelConfig, mesh: Mesh, step: int | None = No
     source = resolve(path)
     if is_adapter(source):
         return _open_adapter(source, config, mesh)
+    if is_compressed(source):
+        return _open_compressed(source, config, mesh)
     if config.base:
         raise UserError(f"{path} is a whole model, so --base (config.model.base) has no effect on it; leave it out.")
     dtype, param_dtype = dtypes(config, mesh)
@@ -378,6 +383,17 @@ def _open_adapter(folder: epath.Path, config: ModelConfig, mesh: Mesh) -> OpenMo
         card.types,
         unquantized=None if run.model.quantization == "none" else lambda: _plain_base(run, program, source),
     )
+
+
+def _open_compressed(folder: epath.Path, config: ModelConfig, mesh: Mesh) -> OpenModel:
+    """Put together with its base, while it is read, into a plain model."""
+    restored = RestoredModel(folder, config.base)
+    dtype, param_dtype = dtypes(config, mesh)
+    decoder = Decoder(restored.arch, dtype=dtype, remat="none", attention=config.attention)
+    stored = config.quantization, config.double_quantization
+    params = load_params(folder, decoder, mesh, param_dtype, *stored, files=restored.files)
+    asked = restored.template, restored.base, restored.condition
+    return OpenModel(decoder, params, None, None, None, load_tokenizer(str(folder)), *asked, companions=folder)
 
 
 def _companions(folder: epath.Path, base: epath.Path | None = None) -> epath.Path:
