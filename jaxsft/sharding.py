@@ -1,9 +1,10 @@
 """Device meshes, and one rule table from logical axis names to mesh axes.
 
 Parameters and activations name their axes (`embed`, `heads`, `batch`); `RULES` says which mesh axes each is split over.
-Meshes have three axes: `replica` (data parallelism with replicated parameters, across slices), `fsdp` (data parallelism
-with sharded parameters) and `tensor`. Axis types are Auto: XLA's partitioner propagates, and the boundaries (state,
-batch, the constraints below) are explicit.
+Meshes have four axes: `submodel` (models that are trained at once and share nothing but a frozen base), `replica` (data
+parallelism with replicated parameters, across slices), `fsdp` (data parallelism with sharded parameters) and `tensor`.
+Axis types are Auto: XLA's partitioner propagates, and the boundaries (state, batch, the constraints below) are
+explicit.
 """
 
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxsft.config import MeshConfig
 from jaxsft.errors import UserError
 
-AXES = ("replica", "fsdp", "tensor")
+SUBMODEL = "submodel"
+AXES = (SUBMODEL, "replica", "fsdp", "tensor")
 BATCH_AXES = ("replica", "fsdp")
 
 # Logical axis -> mesh axes. Each mesh axis is used once per array: the first logical axis that names it wins.
@@ -48,13 +50,13 @@ FREE = "free"  # for `constrain`: the partitioner chooses
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of all devices; `replica` crosses slices where there are several.
+    """A mesh of all devices; where there are several slices, `submodel` crosses them if it can, and else `replica`.
 
     Raises:
       UserError: if the sizes do not multiply to the number of devices.
     """
     devices = list(jax.devices() if devices is None else devices)
-    sizes = [config.replica, config.fsdp, config.tensor]
+    sizes = [config.submodel, config.replica, config.fsdp, config.tensor]
     if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
         raise UserError(
             f"config.mesh is {dict(zip(AXES, sizes))}; sizes are positive, and at most one is -1 (what is left)."
@@ -75,16 +77,17 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
         )
     slices = len({getattr(d, "slice_index", 0) for d in devices})
     if slices > 1:
-        if sizes[0] % slices:
+        across = next((axis for axis in (0, 1) if sizes[axis] % slices == 0), None)
+        if across is None:
             raise UserError(
-                f"config.mesh.replica is {sizes[0]}; with {slices} slices it must be a multiple of {slices}."
+                f"config.mesh.replica is {sizes[1]}; with {slices} slices it must be a multiple of {slices}."
             )
-        grid = mesh_utils.create_hybrid_device_mesh(
-            (sizes[0] // slices, *sizes[1:]), (slices, 1, 1), devices, allow_split_physical_axes=True
-        )
+        outer = [slices if axis == across else 1 for axis in range(len(sizes))]
+        inner = [size // ways for size, ways in zip(sizes, outer)]
+        grid = mesh_utils.create_hybrid_device_mesh(inner, outer, devices, allow_split_physical_axes=True)
     else:  # not jax.make_mesh, which refuses sizes that split an axis of the chips' torus
         grid = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Any, name: str = "an array") -> PartitionSpec:
@@ -166,7 +169,7 @@ def process_share(mesh: Mesh, process: int) -> tuple[tuple[int, ...], int]:
     They need not follow each other: a mesh is laid out for the chips' network, in which a host's chips are a block.
     """
     shards = data_shards(mesh)
-    own = np.vectorize(lambda device: device.process_index == process)(mesh.devices).any(axis=-1)
+    own = np.vectorize(lambda device: device.process_index == process)(mesh.devices).any(axis=(0, -1))
     return tuple(np.arange(shards).reshape(own.shape)[own].tolist()), shards
 
 

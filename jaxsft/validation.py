@@ -74,7 +74,7 @@ NOT_NEGATIVE = {
     "SourceConfig.weight", "max_dropped", "dropout", "z_loss", "label_smoothing", "final_ratio", "weight_decay",
     "max_grad_norm", "ema", "warmup_ratio", "decay_ratio", "eps", "every", "keep_best", "steps", "epochs", "alpha",
     "b1", "b2", "seed", "max_new_tokens", "chains", "beta", "sft_weight", "reference_clip", "mu", "consistency",
-    "snapshots", "DisperseConfig.parts",
+    "snapshots", "DisperseConfig.parts", "submodels",
     "n_post_layers", "post_ln_alpha",
     "neftune_alpha", "kl_to_base", "l2_to_start", "ewc", "l1", "LoRAMoEConfig.delta", "top_k",
     "MergeConfig.shrink", "SpIELConfig.weights", "SpIELConfig.density", "lora_rank", "gamma", "epsilon",

@@ -27,10 +27,10 @@ from jaxsft.config import (
 )
 from jaxsft.models import layout
 from jaxsft.sharding import make_mesh
+from jaxsft.training.loop import jit_maintenance
 from jaxsft.training.optimizer import Optimizer
 from jaxsft.training.program import build
 from jaxsft.training.step import BoundModel, make_step
-from jaxsft.training.train import _jit_maintenance
 from tests.tiny import llama, make_batch, packed_rows, random_examples
 
 ROWS, LENGTH, SLOTS = 8, 64, 12
@@ -218,7 +218,7 @@ def start(case: Case, mesh, batch):
 def gradient(case: Case, batch, accumulate: int = 1):
     """The gradient that reaches the optimizer, as minus one step of plain gradient descent."""
     program, state, frozen = start(case, one_device(), batch)
-    descent = Optimizer(optax.identity(), lambda step: jnp.float32(1.0))
+    descent = Optimizer(optax.identity(), lambda step, horizon: jnp.float32(1.0))
     from jaxsft.objectives.registry import make_objective
 
     step = make_step(program.decoder, program.method, make_objective(case.config.objective), descent, accumulate)
@@ -289,7 +289,7 @@ def single_device_losses():
 def ten_steps(case: Case, mesh):
     program, state, frozen = start(case, mesh, batch_of(case))
     losses = []
-    maintenance = _jit_maintenance(program)
+    maintenance = jit_maintenance(program)
     with jax.set_mesh(mesh):
         for i in range(10):
             batch = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), batch_of(case, i), program.batch)

@@ -71,7 +71,7 @@ from jaxsft.recipes import stages
 from jaxsft.scoring.embedding import mean_hidden_states
 from jaxsft.scoring.statistics import Moments
 from jaxsft.sharding import make_mesh
-from jaxsft.training.optimizer import DIRECTIONS, make_optimizer, make_schedule
+from jaxsft.training.optimizer import DIRECTIONS, make_horizon, make_optimizer, make_schedule
 from jaxsft.training.program import Program, dtypes
 from jaxsft.validation import CHOICES, NOT_NEGATIVE, POSITIVE, did_you_mean, from_dict, to_dict, validate
 from tests.data.conftest import make_tokenizer
@@ -295,12 +295,13 @@ def _prune_score(choice, tmp_path):
 
 
 def _schedule(choice, tmp_path):
-    return tuple(float(make_schedule(OptimizerConfig(schedule=choice), 20)(step)) for step in range(20))
+    config = OptimizerConfig(schedule=choice)
+    return tuple(float(make_schedule(config)(step, make_horizon(config, 20))) for step in range(20))
 
 
 def _optimizer(choice, tmp_path):
     params = Decoder(llama()).init(jax.random.key(0))
-    transformation = make_optimizer(OptimizerConfig(choice), 9, llama(), params).transformation
+    transformation = make_optimizer(OptimizerConfig(choice), llama(), params).transformation
     return str(jax.tree.structure(jax.eval_shape(transformation.init, params)))
 
 

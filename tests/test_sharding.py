@@ -82,16 +82,17 @@ def test_tree_shardings_name_the_array_in_the_error(mesh):
 @pytest.mark.parametrize(
     ("config", "expected"),
     [
-        (MeshConfig(), (1, 8, 1)),
-        (MeshConfig(-1, 2, 2), (2, 2, 2)),
-        (MeshConfig(2, 1, -1), (2, 1, 4)),
-        (MeshConfig(1, 8, -1), (1, 8, 1)),
-        (MeshConfig(2, 2, 2), (2, 2, 2)),
+        (MeshConfig(), (1, 1, 8, 1)),
+        (MeshConfig(-1, 2, 2), (1, 2, 2, 2)),
+        (MeshConfig(2, 1, -1), (1, 2, 1, 4)),
+        (MeshConfig(1, 8, -1), (1, 1, 8, 1)),
+        (MeshConfig(2, 2, 2), (1, 2, 2, 2)),
+        (MeshConfig(1, -1, 2, submodel=2), (2, 1, 2, 2)),
     ],
 )
 def test_make_mesh(config, expected):
     mesh = make_mesh(config)
-    assert mesh.axis_names == ("replica", "fsdp", "tensor")
+    assert mesh.axis_names == ("submodel", "replica", "fsdp", "tensor")
     assert mesh.axis_sizes == expected
     assert len(set(mesh.devices.flat)) == 8
 
@@ -113,7 +114,7 @@ def test_make_mesh_refuses(config, message):
 
 
 def test_make_mesh_of_given_devices():
-    assert make_mesh(MeshConfig(), jax.devices()[:3]).axis_sizes == (1, 3, 1)
+    assert make_mesh(MeshConfig(), jax.devices()[:3]).axis_sizes == (1, 1, 3, 1)
 
 
 def test_constrain_without_mesh_is_the_identity():
@@ -150,7 +151,10 @@ def test_rows_of_a_batch(mesh):
 def processes(grid):
     """A mesh whose devices belong to the processes of `grid`."""
     devices = np.vectorize(lambda p: types.SimpleNamespace(process_index=p), otypes=[object])(np.array(grid))
-    return types.SimpleNamespace(devices=devices, axis_names=("replica", "fsdp", "tensor"), axis_sizes=devices.shape)
+    devices = devices[None]
+    return types.SimpleNamespace(
+        devices=devices, axis_names=("submodel", "replica", "fsdp", "tensor"), axis_sizes=devices.shape
+    )
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,7 @@ class Card(NamedTuple):
       condition: that it is to be asked with, as `DataConfig.condition`.
       stored: how that model was stored under it.
       types: of the examples that it was trained on, as `DataConfig.types`; None if the folder does not say.
+      kind: as `config.adapter.kind`.
     """
 
     base: str
@@ -58,6 +59,7 @@ class Card(NamedTuple):
     condition: str = "auto"
     stored: Stored = Stored()
     types: TypesConfig | None = None
+    kind: str = "lora"
 
 
 class Saved(NamedTuple):
@@ -91,7 +93,8 @@ def read_card(folder: epath.PathLike) -> Card:
     if not (folder / CONFIG).exists():
         return Card(peft.read_config(folder).get("base_model_name_or_path") or "", stored=_read_stored(folder))
     contents = _contents(folder)
-    return Card(*(contents[n] for n in ("base_name", "base_fingerprint", "template", "condition", "stored", "types")))
+    named = ("base_name", "base_fingerprint", "template", "condition", "stored", "types", "kind")
+    return Card(*(contents[name] for name in named))
 
 
 def load_adapter(folder: epath.PathLike, arch: Architecture) -> Saved:

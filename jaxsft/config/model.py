@@ -63,8 +63,10 @@ class MeshConfig:
       replica: data parallelism with replicated parameters (across slices).
       fsdp: data parallelism with sharded parameters.
       tensor: each layer's matrices split.
+      submodel: the sub-models of `TrainConfig.submodels` split, each with all of the other axes to itself.
     """
 
     replica: int = 1
     fsdp: int = -1
     tensor: int = 1
+    submodel: int = 1

@@ -93,6 +93,8 @@ class TrainConfig:
       steps: optimizer steps; 0 takes `epochs`.
       epochs: passes over the data, when `steps` is 0.
       seed: of initialisation, data order and dropout.
+      submodels: so many models at once over one frozen base, each on a part of its own of `data.parts` and for
+        `epochs` of it; each is what a run on `data.part` alone would make. 0 is one model.
     """
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -110,3 +112,4 @@ class TrainConfig:
     steps: int = 0
     epochs: float = 1.0
     seed: int = 0
+    submodels: int = 0

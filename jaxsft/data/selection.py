@@ -51,6 +51,18 @@ def read_part(config: DataConfig, examples_fingerprint: str, count: int) -> np.n
     return chosen
 
 
+def part_count(path: str) -> int:
+    """How many parts a table of parts has.
+
+    Raises:
+      UserError: if it is none.
+    """
+    columns = read_scores(path)[1]
+    if "part" not in columns:
+        raise UserError(f"config.data.parts={path} is no table of parts; it has {', '.join(columns)}.")
+    return int(columns["part"].max()) + 1
+
+
 def best(scores: np.ndarray, candidates: np.ndarray, share: float) -> np.ndarray:
     """bool [examples], the given share of the candidates with the highest scores; of equals the earlier example.
 

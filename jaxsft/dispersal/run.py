@@ -22,7 +22,7 @@ from jaxsft.errors import UserError
 from jaxsft.files import write_json, write_text
 from jaxsft.models.checkpoint import fingerprint, resolve
 from jaxsft.scoring.embedding import embed_examples
-from jaxsft.scoring.table import read_scores, write_scores
+from jaxsft.scoring.table import write_scores
 from jaxsft.sharding import data_shards, make_mesh, process_share
 from jaxsft.training.program import dtypes
 from jaxsft.training.restore import is_workdir, open_model, tokenizer_source, weights_fingerprint
@@ -182,8 +182,3 @@ def _sample(cut: Cut) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     chosen = np.unique(np.linspace(0, len(cut.parts) - 1, min(SAMPLE, len(cut.parts))).astype(int))
     return cut.vectors[chosen], cut.parts[chosen]
-
-
-def part_count(path: epath.PathLike) -> int:
-    """How many parts a table has."""
-    return int(read_scores(path)[1]["part"].max()) + 1

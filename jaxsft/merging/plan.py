@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
+from jaxsft.adapters.folder import is_adapter
 from jaxsft.config import MergeConfig
 from jaxsft.errors import UserError
 from jaxsft.merging.registry import METHODS, normalizes
@@ -15,10 +16,12 @@ from jaxsft.merging.sources import AlignedSource, Source, open_source, source_dt
 from jaxsft.merging.statistics import check_data
 from jaxsft.models import weights
 from jaxsft.models.architecture import Architecture
+from jaxsft.models.checkpoint import resolve
 from jaxsft.models.decoder import Decoder
 from jaxsft.models.weights import Tensor
 from jaxsft.sharding import make_mesh
 from jaxsft.training.restore import is_workdir, started_from
+from jaxsft.training.saved import find_base
 
 MAY_DIFFER = {
     "source",
@@ -120,12 +123,14 @@ def make_plan(config: MergeConfig) -> Plan:
 
 
 def _base(config: MergeConfig) -> str:
-    """The base that the config names, or the common start of runs where the method needs one."""
+    """The base that the config names, or the common start of runs and adapters where the method needs one."""
     if config.base or config.method not in METHODS or not METHODS[config.method].needs_base:
         return config.base
-    if not config.models or not all(is_workdir(path) for path in config.models):
+    tuned = lambda path: is_workdir(path) or is_adapter(resolve(path))
+    if not config.models or not all(tuned(path) for path in config.models):
         return ""
-    starts = {started_from(path, "config.base") for path in config.models}
+    start = lambda path: started_from(path, "config.base") if is_workdir(path) else str(find_base(resolve(path)))
+    starts = {start(path) for path in config.models}
     if len(starts) > 1:
         raise UserError(
             f"the models started from {len(starts)} folders ({', '.join(sorted(starts))}); set config.base."

@@ -1,7 +1,8 @@
 """Models read tensor by tensor: Hugging Face folders, and workdirs of full and LoRA runs, of which no model is made.
 
-Tensors are as files hold them (kernels [out, in]), one layer's at a time, whatever the source. Of any other workdir,
-and of an adapter's folder, the model is opened whole, and is in memory until the merge is done.
+Tensors are as files hold them (kernels [out, in]), one layer's at a time, whatever the source. Of a folder of LoRA
+factors only these are in memory. Of any other workdir or adapter the model is opened whole, and is in memory until the
+merge is done.
 """
 
 import json
@@ -11,9 +12,10 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from jax.sharding import Mesh
 
-from jaxsft.adapters.folder import is_adapter
+from jaxsft.adapters.folder import is_adapter, load_adapter, read_card
 from jaxsft.adapters.full import Full
 from jaxsft.adapters.lora import LoRA
 from jaxsft.adapters.registry import make_method
@@ -27,7 +29,8 @@ from jaxsft.models.checkpoint import fingerprint, load_architecture, open_tensor
 from jaxsft.models.decoder import Decoder
 from jaxsft.models.weights import Tensor
 from jaxsft.training.program import architecture
-from jaxsft.training.restore import SavedRun, is_workdir, open_model, saved_run, weights_fingerprint
+from jaxsft.training.restore import SavedRun, companions, is_workdir, open_model, saved_run, weights_fingerprint
+from jaxsft.training.saved import find_base
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -69,6 +72,8 @@ def open_source(path: str, mesh: Mesh) -> Source:
     """
     if not is_workdir(path):
         folder = resolve(path)
+        if is_adapter(folder) and FactorSource.reads(folder):
+            return FactorSource(path)
         return WholeSource(path, mesh) if is_adapter(folder) or is_compressed(folder) else FolderSource(path)
     run = saved_run(path)
     method = make_method(run.config, load_architecture(run.source), 1)
@@ -140,6 +145,39 @@ class RunSource:
 
 
 EMBED = "embed.embedding"
+
+
+class FactorSource:
+    """The folder of a LoRA over an unquantised base: factors are in memory, and each kernel is merged as it is read."""
+
+    by_part = whole = False
+
+    def __init__(self, path: str):
+        folder = resolve(path)
+        card = read_card(folder)
+        self._base = FolderSource(str(find_base(folder)))
+        self.path, self.arch, self.fingerprint = path, self._base.arch, fingerprint(folder)
+        self.folder = companions(folder, self._base.folder)
+        self.tokenizer, self.template, self.condition = load_tokenizer(str(self.folder)), card.template, card.condition
+        saved = load_adapter(folder, self.arch)
+        self._method, self._factors = LoRA(saved.settings, self.arch), saved.params
+
+    @staticmethod
+    def reads(folder: epath.Path) -> bool:
+        """Whether it can read this adapter's folder."""
+        card = read_card(folder)
+        return card.kind == "lora" and card.stored.quantization == "none"
+
+    def read(self, tensor: Tensor, index: Sequence[slice] = ()) -> Any:
+        """In float32 where there is an adapter."""
+        tied = tensor.name == HEAD and self.arch.tied
+        module = (EMBED if tied else tensor.logical).rpartition(".")[0]
+        if f"{module}.lora_a" not in self._factors:
+            return self._base.read(tensor, index)
+        kernel = jnp.asarray(self._base.read(tensor), jnp.float32)
+        kernel = kernel.T if tensor.transposed and not tied else kernel
+        merged = self._method.merged(kernel, {leaf: self._factors[f"{module}.{leaf}"] for leaf in ("lora_a", "lora_b")})
+        return (merged.T if tensor.transposed and not tied else merged)[tuple(index)]
 
 
 class WholeSource:

@@ -151,7 +151,9 @@ def load_params(
     plain = decoder.abstract_params(param_dtype or jnp.float32)
     shapes = jax.eval_shape(lambda params: quantize_params(params, quantization, double_quantization), plain)
     place = (
-        jax.make_mesh((1, 1, 1), AXES, (AxisType.Auto,) * 3, devices=jax.local_devices()[:1]) if mesh is None else mesh
+        jax.make_mesh((1,) * len(AXES), AXES, (AxisType.Auto,) * len(AXES), devices=jax.local_devices()[:1])
+        if mesh is None
+        else mesh
     )
     shardings = tree_shardings(decoder.logical_axes(), shapes, place)
     zeros = jax.jit(lambda: jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes), out_shardings=shardings)()

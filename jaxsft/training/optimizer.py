@@ -12,8 +12,10 @@ from jaxsft.adapters.method import Base, Method
 from jaxsft.config import OptimizerConfig
 from jaxsft.models import layout
 from jaxsft.models.architecture import Architecture
+from jaxsft.training.state import Horizon
 
 Tree = Any
+Schedule = Callable[[jax.Array, Horizon], jax.Array]  # steps done (int32 []), length of the run -> learning rate
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,27 +24,25 @@ class Optimizer:
 
     Attributes:
       transformation: gradients -> directions; the update is minus the learning rate times the direction.
-      schedule: step (int32 []) -> learning rate.
+      schedule: see `Schedule`.
       ema: decay of the parameters' moving average; 0 is none.
     """
 
     transformation: optax.GradientTransformation
-    schedule: Callable[[jax.Array], jax.Array]
+    schedule: Schedule
     ema: float = 0.0
 
 
 def make_optimizer(
     config: OptimizerConfig,
-    steps: int,
     arch: Architecture,
     params: Tree,
     method: Method = Base(),  # noqa: B008 (stateless)
 ) -> Optimizer:
-    """The optimizer of a run of `steps` steps.
+    """The optimizer of a run.
 
     Args:
       config: see `OptimizerConfig`.
-      steps: length of the run, for the schedule.
       arch: the model, for `no_decay` patterns.
       params: trained parameters, or their shapes.
       method: may bring a direction of its own, and says what weight decay acts on.
@@ -56,27 +56,38 @@ def make_optimizer(
         parts.insert(0, optax.clip_by_global_norm(config.max_grad_norm))
     if config.weight_decay:
         parts.append(_weight_decay(config, arch, params, method.decays_after))
-    return Optimizer(optax.chain(*parts), make_schedule(config, steps), config.ema)
+    return Optimizer(optax.chain(*parts), make_schedule(config), config.ema)
 
 
-def make_schedule(config: OptimizerConfig, steps: int) -> Callable[[jax.Array], jax.Array]:
-    """Linear warm-up from 0 and then the named shape; step s (from 0) is updated with schedule(s).
+def make_horizon(config: OptimizerConfig, steps: int) -> Horizon:
+    """What the schedule needs to know of the length of a run of `steps` steps, as int32 scalars."""
+    warmup = config.warmup_steps if config.warmup_steps >= 0 else round(config.warmup_ratio * steps)
+    warmup = min(warmup, steps)
+    rest = max(steps - warmup, 1)
+    decay = min(max(round(config.decay_ratio * steps), 1), rest) if config.schedule == "wsd" else rest
+    return Horizon(*(jnp.int32(count) for count in (steps, warmup, decay)))
+
+
+def make_schedule(config: OptimizerConfig) -> Schedule:
+    """Linear warm-up from 0 and then the named shape; step s (from 0) is updated with schedule(s, horizon).
 
     The last step's learning rate is one interval above `final_ratio * learning_rate`, as in optax and transformers.
     """
-    warmup = config.warmup_steps if config.warmup_steps >= 0 else round(config.warmup_ratio * steps)
-    warmup = min(warmup, steps)
-    peak, last, rest = config.learning_rate, config.learning_rate * config.final_ratio, max(steps - warmup, 1)
-    decay = min(max(round(config.decay_ratio * steps), 1), rest)
-    after = {
-        "constant": lambda: optax.constant_schedule(peak),
-        "linear": lambda: optax.linear_schedule(peak, last, rest),
-        "cosine": lambda: optax.cosine_decay_schedule(peak, rest, config.final_ratio),
-        "wsd": lambda: optax.linear_schedule(peak, last, decay, transition_begin=rest - decay),
-    }[config.schedule]()
-    if not warmup:
-        return after
-    return optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+    peak, last = config.learning_rate, config.final_ratio
+    shape = {  # share of the decay that is done -> learning rate over the peak
+        "constant": jnp.ones_like,
+        "linear": lambda done: 1 - (1 - last) * done,
+        "cosine": lambda done: last + (1 - last) * (1 + jnp.cos(jnp.pi * done)) / 2,
+        "wsd": lambda done: 1 - (1 - last) * done,
+    }[config.schedule]
+
+    def schedule(step: jax.Array, horizon: Horizon) -> jax.Array:
+        begin = horizon.warmup + jnp.maximum(horizon.steps - horizon.warmup, 1) - horizon.decay
+        done = jnp.clip((step - begin) / horizon.decay, 0.0, 1.0)
+        climb = step / jnp.maximum(horizon.warmup, 1)
+        return peak * jnp.where(step < horizon.warmup, climb, shape(done))
+
+    return schedule
 
 
 # Each: gradients -> ascent directions, without learning rate and weight decay.

@@ -6,7 +6,7 @@ same code serves training and planning for absent TPUs.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -28,10 +28,11 @@ from jaxsft.models.quantized import quantize_params
 from jaxsft.objectives.objective import Objective
 from jaxsft.objectives.registry import make_objective
 from jaxsft.objectives.regularizers import kept
-from jaxsft.sharding import batch_sharding, data_shards, replicated, tree_shardings
+from jaxsft.sharding import SUBMODEL, batch_sharding, data_shards, replicated, tree_shardings
+from jaxsft.training import submodels
 from jaxsft.training.checkpoint import abstract_like
-from jaxsft.training.optimizer import Optimizer, make_optimizer
-from jaxsft.training.state import Frozen, TrainState
+from jaxsft.training.optimizer import Optimizer, make_horizon, make_optimizer
+from jaxsft.training.state import Frozen, Horizon, TrainState
 from jaxsft.training.step import Step, make_step
 
 Tree = Any
@@ -47,6 +48,7 @@ class Program:
       frozen: likewise, what is not trained; its `start` and `fisher` are None where no term of the loss asks.
       batch: likewise, a Batch.
       steps: a kind of step (`Method.stage`) -> it as a jitted function, state donated; always the same one.
+      lengths: of a run of several sub-models, each one's steps; state and batch then have a leading axis.
     """
 
     config: TrainConfig
@@ -59,6 +61,8 @@ class Program:
     frozen: Frozen
     batch: Batch
     steps: Callable[[str], Step]
+    horizon: Horizon
+    lengths: tuple[int, ...] = ()
 
     @property
     def step(self) -> Step:
@@ -108,7 +112,14 @@ class Program:
 
     def initial(self, base: Tree) -> tuple[TrainState, Frozen]:
         """State and frozen arrays of a fresh run, in their shardings, less the Fisher; `base` is donated."""
-        start = lambda base: _initial(self.config, self.method, self.optimizer, base, self.frozen.start is not None)
+
+        def start(base: Tree) -> tuple[TrainState, Frozen]:
+            keeps_start = self.frozen.start is not None
+            state, frozen = _initial(self.config, self.method, self.optimizer, base, keeps_start)
+            if self.lengths:
+                state = submodels.repeat(state, len(self.lengths))
+            return dataclasses.replace(state, horizon=self.horizon), frozen
+
         return self._from_base(start, (self.state, self._frozen_of_base), base)
 
     def frozen_only(self, base: Tree) -> Frozen:
@@ -123,20 +134,21 @@ class Program:
         return dataclasses.replace(self.frozen, fisher=None)
 
     def _from_base(self, function: Any, like: Tree, base: Tree) -> Tree:
-        shardings = jax.tree.map(lambda s: s.sharding, like)
+        before, after = (jax.tree.map(lambda s: s.sharding, tree) for tree in (self.base, like))
         with jax.set_mesh(self.mesh):
-            return jax.jit(function, out_shardings=shardings, donate_argnums=0)(base)
+            return jax.jit(function, in_shardings=(before,), out_shardings=after, donate_argnums=0)(base)
 
 
-def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, example: Batch) -> Program:
+def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int | Sequence[int], example: Batch) -> Program:
     """Lays out and traces a run.
 
     Args:
       config: the run's.
       arch: the model's sizes.
       mesh: of devices to run on or only to compile for.
-      steps: length of the run.
-      example: a batch of the run, or one of ShapeDtypeStructs: its shapes, with `config.batch_size` rows.
+      steps: length of the run; of a run of sub-models, of each one's.
+      example: a batch of the run (of one sub-model), or one of ShapeDtypeStructs: its shapes, with
+        `config.batch_size` rows.
 
     Raises:
       UserError: if rows, micro-batches or weights do not divide by the mesh, or the config leaves nothing to train.
@@ -144,7 +156,9 @@ def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, examp
     check_rows(config, mesh)
     dtype, frozen_dtype = dtypes(config.model, mesh)
     decoder = Decoder(arch, dtype=dtype, remat=config.model.remat, attention=config.model.attention)
-    method = make_method(config, arch, steps)
+    lengths = () if isinstance(steps, int) else tuple(steps)
+    method = make_method(config, arch, max(lengths, default=0) or steps)
+    check_submodels(lengths, method, mesh)
     if method.trains_base and config.model.quantization != "none":
         raise UserError(
             f"config.model.quantization is {config.model.quantization!r}, which freezes the base, but "
@@ -159,7 +173,7 @@ def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, examp
     if not jax.tree.leaves(parts.params):
         raise UserError(f"{where} is {patterns!r}, which leaves nothing to train; choose other patterns.")
     axes: Parts = method.axes(decoder.logical_axes())
-    optimizer = make_optimizer(config.optimizer, steps, arch, parts.params, method)
+    optimizer = make_optimizer(config.optimizer, arch, parts.params, method)
     objective, by_layer = make_objective(config.objective), config.log.layer_grad_norms
 
     keeps_start, keeps_fisher = kept(config.objective.regularizers, method.trains_base)
@@ -175,16 +189,23 @@ def build(config: TrainConfig, arch: Architecture, mesh: Mesh, steps: int, examp
     rows = batch_sharding(mesh)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=rows), example)
 
+    horizon = make_horizon(config.optimizer, steps) if not lengths else None
+    if lengths:
+        horizon = submodels.stack([make_horizon(config.optimizer, length) for length in lengths])
+        state_shardings = submodels.shardings(state_shardings)
+        state, batch = submodels.shapes(state, len(lengths)), submodels.shapes(batch, len(lengths))
+
     @functools.cache
     def jitted(stage: str) -> Step:
+        one = make_step(decoder, method.staged(stage), objective, optimizer, config.accumulate, axes.params, by_layer)
         return jax.jit(
-            make_step(decoder, method.staged(stage), objective, optimizer, config.accumulate, axes.params, by_layer),
+            submodels.together(one) if lengths else one,
             in_shardings=jax.tree.map(lambda s: s.sharding, (state, frozen, batch)),
             out_shardings=(state_shardings, replicated(mesh)),
             donate_argnums=0,
         )
 
-    return Program(config, mesh, decoder, method, optimizer, base, state, frozen, batch, jitted)
+    return Program(config, mesh, decoder, method, optimizer, base, state, frozen, batch, jitted, horizon, lengths)
 
 
 def architecture(config: ModelConfig, path: epath.PathLike) -> Architecture:
@@ -227,7 +248,8 @@ def _initial(
     parts = method.split(base, key)
     aux = {"method": parts.aux} | ({"ema": jax.tree.map(jnp.copy, parts.params)} if optimizer.ema else {})
     opt_state = optimizer.transformation.init(parts.params)
-    state = TrainState(jnp.zeros((), jnp.int32), parts.params, opt_state, jax.random.key_data(key), aux)
+    horizon = make_horizon(config.optimizer, 0)  # its shape; the run's own comes with `Program.initial`
+    state = TrainState(jnp.zeros((), jnp.int32), parts.params, opt_state, jax.random.key_data(key), horizon, aux)
     return state, _frozen(parts, keeps_start)
 
 
@@ -259,7 +281,8 @@ def _state_shardings(shapes: TrainState, axes: Parts, mesh: Mesh) -> TrainState:
     aux = dict(jax.tree_util.tree_map_with_path(like_parameter, shapes.aux))
     aux["method"] = tree_shardings(axes.aux, shapes.aux["method"], mesh)
     opt_state = jax.tree_util.tree_map_with_path(like_parameter, shapes.opt_state)
-    return TrainState(replicated(mesh), params, opt_state, replicated(mesh), aux)
+    whole = replicated(mesh)
+    return TrainState(whole, params, opt_state, whole, jax.tree.map(lambda _: whole, shapes.horizon), aux)
 
 
 def _keys(path: Any) -> tuple[str, ...]:
@@ -278,6 +301,30 @@ def check_rows(config: TrainConfig, mesh: Mesh) -> None:
             f"config.batch_size is {config.batch_size} rows, which do not divide into {config.accumulate} "
             f"micro-batches (config.accumulate) over {shards} data-parallel devices (replica * fsdp); "
             f"choose a multiple of {config.accumulate * shards}, or another mesh."
+        )
+
+
+def check_submodels(lengths: Sequence[int], method: Method, mesh: Mesh) -> None:
+    """Refuses sub-models that cannot be trained at once.
+
+    Raises:
+      UserError: saying why, and what to do.
+    """
+    ways = dict(zip(mesh.axis_names, mesh.axis_sizes))[SUBMODEL]
+    if ways > 1 and (not lengths or len(lengths) % ways):
+        raise UserError(
+            f"config.mesh.submodel is {ways}, which does not divide config.submodels = {len(lengths)}; choose a "
+            "divisor, or leave it at 1."
+        )
+    if lengths and method.trains_base:
+        raise UserError(
+            "config.submodels trains adapters over a base that all share, but config.adapter.kind is 'none', which "
+            "trains the base; choose an adapter, or train part after part (config.data.part)."
+        )
+    if method.maintenance() is not None and len(set(lengths)) > 1:
+        raise UserError(
+            f"config.submodels are of unequal lengths ({', '.join(map(str, lengths))} steps), but adapters of the kind "
+            f"{method.name!r} go by a clock that all share; set config.steps, or disperse into equal parts."
         )
 
 

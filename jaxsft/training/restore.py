@@ -29,6 +29,7 @@ from jaxsft.training.saved import begin, check_start, find_base, load_folder
 from jaxsft.validation import from_dict
 
 Tree = Any
+FOLDER, ADAPTER = "submodels", "adapter"  # of the sub-models of a run, and of what each leaves at its end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -169,7 +170,7 @@ def started_from(path: str, instead: str) -> str:
     """
     folder = epath.Path(path)
     record = _record(folder)
-    run = from_dict(TrainConfig, record["config"], f"{folder / 'config.json'}: config")
+    run = trained_by(folder)
     if run.model.init == "random":
         raise UserError(f"{folder} started from random weights, which are in no folder; set {instead}.")
     source = resolve(run.model.path)
@@ -217,9 +218,17 @@ def snapshots(path: epath.PathLike) -> list[int]:
 
 
 def trained_by(path: epath.PathLike) -> TrainConfig:
-    """The config of the run in a workdir."""
+    """The config of the run in a workdir, which trained one model.
+
+    Raises:
+      UserError: if it trained several.
+    """
     folder = epath.Path(path)
-    return from_dict(TrainConfig, _record(folder)["config"], f"{folder / 'config.json'}: config")
+    run = from_dict(TrainConfig, _record(folder)["config"], f"{folder / 'config.json'}: config")
+    if run.submodels:
+        one = folder / FOLDER / "0" / ADAPTER
+        raise UserError(f"{folder} holds {run.submodels} sub-models; name one's adapter, such as {one}.")
+    return run
 
 
 def tokenizer_source(path: str) -> str:
@@ -227,7 +236,7 @@ def tokenizer_source(path: str) -> str:
     an adapter without one that of its base."""
     if is_workdir(path):
         return trained_by(path).model.path
-    return str(_companions(folder)) if is_adapter(folder := resolve(path)) else path
+    return str(companions(folder)) if is_adapter(folder := resolve(path)) else path
 
 
 def run_adapter(path: epath.PathLike, mesh: Mesh) -> Saved:
@@ -317,7 +326,7 @@ def _record(folder: epath.Path) -> dict[str, Any] | None:
 def _open_run(
     folder: epath.Path, record: dict[str, Any], config: ModelConfig, mesh: Mesh, step: int | None
 ) -> OpenModel:
-    run = from_dict(TrainConfig, record["config"], f"{folder / 'config.json'}: config")
+    run = trained_by(folder)
     checkpoints = Checkpoints(folder / "checkpoints", run.checkpoint, read_only=True)
     last = _last_step(checkpoints, folder)
     if step is not None and step not in checkpoints.steps:
@@ -333,20 +342,35 @@ def _open_run(
     state = checkpoints.restore_parameters(last if step is None else step, program.state)
     checkpoints.close()
     parts = frozen.parts(state.aux.get("ema", state.params), state.aux["method"])
+    return bound(program, parts, run, source)
+
+
+def bound(
+    program: Program, parts: Parts, run: TrainConfig, source: epath.Path, tokenizer: epath.Path | None = None
+) -> OpenModel:
+    """A run's model, ready to be called.
+
+    Args:
+      program: its program.
+      parts: its arrays.
+      run: its config; of `data`, how the model is prompted is read.
+      source: the folder of the model that it started from.
+      tokenizer: that of its tokenizer, if it is another.
+    """
     params, adapters = program.method.compose(parts, {})
-    tokenizer = load_tokenizer(str(source))
-    asked = run.data.template, source, inference_condition(run.data)
-    unquantized = None if run.model.quantization == "none" else lambda: _plain_base(run, program, source)
     return OpenModel(
         program.decoder,
         params,
         adapters,
         program.method,
         parts,
+        load_tokenizer(str(tokenizer or source)),
+        run.data.template,
+        source,
+        inference_condition(run.data),
         tokenizer,
-        *asked,
-        types=run.data.types,
-        unquantized=unquantized,
+        run.data.types,
+        unquantized=None if run.model.quantization == "none" else lambda: _plain_base(run, program, source),
     )
 
 
@@ -363,26 +387,12 @@ def _open_adapter(folder: epath.Path, config: ModelConfig, mesh: Mesh) -> OpenMo
     stored = card.stored._asdict() if config.quantization == "none" else {}
     run = TrainConfig(model=dataclasses.replace(config, path=str(source), init="pretrained", **stored))
     run.adapter = AdapterConfig(saved.kind, **{saved.kind: saved.settings})
+    run.data.template, run.data.condition = card.template, card.condition
     program = _reading(run, arch, mesh)
     state, frozen = program.initial(program.load_base(source))
     state, frozen = begin(program, state, frozen, saved, str(folder))
     parts = frozen.parts(state.params, state.aux["method"])
-    params, adapters = program.method.compose(parts, {})
-    companions = _companions(folder, source)
-    return OpenModel(
-        program.decoder,
-        params,
-        adapters,
-        program.method,
-        parts,
-        load_tokenizer(str(companions)),
-        card.template,
-        source,
-        card.condition,
-        companions,
-        card.types,
-        unquantized=None if run.model.quantization == "none" else lambda: _plain_base(run, program, source),
-    )
+    return dataclasses.replace(bound(program, parts, run, source, companions(folder, source)), types=card.types)
 
 
 def _open_compressed(folder: epath.Path, config: ModelConfig, mesh: Mesh) -> OpenModel:
@@ -396,7 +406,7 @@ def _open_compressed(folder: epath.Path, config: ModelConfig, mesh: Mesh) -> Ope
     return OpenModel(decoder, params, None, None, None, load_tokenizer(str(folder)), *asked, companions=folder)
 
 
-def _companions(folder: epath.Path, base: epath.Path | None = None) -> epath.Path:
+def companions(folder: epath.Path, base: epath.Path | None = None) -> epath.Path:
     """The folder of the tokenizer of an adapter: its own, or its base's."""
     own = (folder / "tokenizer.json").exists() and (folder / "tokenizer_config.json").exists()
     return folder if own else base or find_base(folder)
@@ -410,6 +420,8 @@ def _reading(run: TrainConfig, arch: Architecture, mesh: Mesh) -> Program:
 
 
 def _last_step(checkpoints: Checkpoints, folder: epath.Path) -> int:
+    if (folder / ADAPTER).exists():
+        raise UserError(f"{folder} holds the records of a sub-model; its adapter is {folder / ADAPTER}, name that.")
     if checkpoints.latest is None:
         raise UserError(f"workdir {folder} has no checkpoint yet; wait for the first, or name a model folder.")
     return checkpoints.latest

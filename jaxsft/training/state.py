@@ -1,13 +1,27 @@
 """What the step works on: the train state, which a checkpoint holds, and what never changes, which none does."""
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
 from jaxsft.adapters.method import Parts
 
 Tree = Any
+
+
+class Horizon(NamedTuple):
+    """How long a run is, as data, so that one compiled step serves runs of several lengths.
+
+    Attributes:
+      steps: int32 [], of the whole run.
+      warmup: int32 [], of them in which the learning rate climbs.
+      decay: int32 [], of them, the last, in which it falls.
+    """
+
+    steps: jax.Array
+    warmup: jax.Array
+    decay: jax.Array
 
 
 @jax.tree_util.register_dataclass
@@ -20,6 +34,7 @@ class TrainState:
       params: trained parameters, float32.
       opt_state: the optimizer's.
       key: uint32 [2], raw data of the PRNG key from which every step's randomness is folded.
+      horizon: the run's length.
       aux: checkpointed but not differentiated: {"method": the tuning method's, "ema": averaged params, if
         asked for}.
     """
@@ -28,6 +43,7 @@ class TrainState:
     params: Tree
     opt_state: Tree
     key: jax.Array
+    horizon: Horizon
     aux: Tree
 
 

@@ -114,7 +114,7 @@ def make_step(
         mask = method.update_mask(state.params)
         masked = lambda tree: tree if mask is None else jax.tree.map(lambda x, m: x * m, tree, mask)
         grads = masked(pin(grads))
-        learning_rate = optimizer.schedule(state.step)
+        learning_rate = optimizer.schedule(state.step, state.horizon)
         more = {"aux": state.aux["method"], "learning_rate": learning_rate}
         directions, opt_state = transformation.update(grads, state.opt_state, state.params, **more)
         updates = masked(jax.tree.map(lambda d: -learning_rate * d, directions))
@@ -138,7 +138,7 @@ def make_step(
         if layer_grad_norms:
             metrics |= layer_norms(decoder.arch, grads)
         metrics = {name: jnp.asarray(x, jnp.float32) for name, x in metrics.items()}
-        return TrainState(state.step + 1, params, opt_state, state.key, aux), metrics
+        return TrainState(state.step + 1, params, opt_state, state.key, state.horizon, aux), metrics
 
     return step
 

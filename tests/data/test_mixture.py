@@ -244,7 +244,7 @@ def test_prompts_of_domains(make, tokenizer):
 def test_evaluation_is_asked_with_the_default_prompt(make, tokenizer):
     """T8: what is held out has no prompt of a domain."""
     from jaxsft.config import TrainConfig
-    from jaxsft.training.train import held_out_data
+    from jaxsft.training.setup import held_out_data
 
     dataset, data = make(mixture=MixtureConfig(domains=DOMAINS, system=PROMPTS), system="You are how?")
     config = TrainConfig(data=data)

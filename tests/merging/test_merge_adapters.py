@@ -11,7 +11,9 @@ from jaxsft.adapters.peft import save_factors
 from jaxsft.config import MergeConfig, MeshConfig, ModelConfig
 from jaxsft.errors import UserError
 from jaxsft.merging.merge import merge, plan
-from jaxsft.models import layout
+from jaxsft.merging.sources import open_source
+from jaxsft.models import layout, weights
+from jaxsft.models.decoder import Decoder
 from jaxsft.sharding import make_mesh
 from jaxsft.training.restore import open_model
 from tests.evaluation.folders import make_folder
@@ -86,10 +88,29 @@ def test_how_the_base_was_stored(folders, tmp_path):
             merge(MergeConfig("lora_concat", pair(other)), tmp_path / "no")
 
 
-def test_the_plan_says_which_models_are_opened_whole(folders):
-    lines = plan(MergeConfig("linear", (str(folders / "base"), str(folders / "a")))).describe()
+def test_the_plan_says_which_models_are_opened_whole(folders, tmp_path):
+    shutil.copytree(folders / "a", tmp_path / "quantised")
+    save_stored(tmp_path / "quantised", Stored("int8"))
+    lines = plan(MergeConfig("linear", (str(folders / "a"), str(tmp_path / "quantised")))).describe()
     (besides,) = [line for line in lines if "opened whole" in line]
-    assert str(folders / "a") in besides and besides.endswith(" GB")
+    assert str(tmp_path / "quantised") in besides and besides.endswith(" GB") and str(folders / "a") not in besides
+
+
+def test_a_folder_of_factors_is_merged_kernel_by_kernel(folders, tmp_path):
+    """As opening it whole does; where a method wants a base it is the adapters'."""
+    mesh = make_mesh(MeshConfig())
+    source = open_source(str(folders / "c"), mesh)
+    model = open_model(str(folders / "c"), ModelConfig(dtype="float32", param_dtype="float32"), mesh)
+    whole = layout.unstack(source.arch, model.merged())
+    assert not source.whole
+    for tensor in weights.tensors(Decoder(source.arch)):
+        got = np.asarray(source.read(tensor), np.float32)
+        np.testing.assert_allclose(got.T if tensor.transposed else got, whole[tensor.logical], rtol=1e-6, atol=1e-7)
+    merge(MergeConfig("task_arithmetic", (str(folders / "a"), str(folders / "c"))), tmp_path / "sum")
+    got = layout.unstack(source.arch, open_model(str(tmp_path / "sum"), ModelConfig(dtype="float32"), mesh).params)
+    added, base = [update(folders / name) for name in "ac"], layout.unstack(source.arch, model.params)
+    for name in added[0]:
+        np.testing.assert_allclose(got[name], base[name] + added[0][name] + added[1][name], rtol=1e-5, atol=1e-5)
 
 
 def test_what_cannot_be(folders, tmp_path):

@@ -30,7 +30,7 @@ from jaxsft.objectives.cross_entropy import token_log_probs
 from jaxsft.objectives.objective import ModelOutput
 from jaxsft.objectives.registry import make_objective
 from jaxsft.objectives.terms import total
-from jaxsft.training.optimizer import make_schedule
+from jaxsft.training.optimizer import make_horizon, make_schedule
 from jaxsft.training.train import train
 from tests.conftest import REPOSITORY
 from tests.data.conftest import make_tokenizer, write_jsonl
@@ -100,8 +100,9 @@ def test_the_closed_form():
 
 def test_the_schedule_is_openchats():
     """T11: 5 steps of warm-up, a cosine to a tenth at step 100."""
-    schedule = make_schedule(OptimizerConfig(learning_rate=1.0, warmup_steps=5, final_ratio=0.1), 100)
-    rates = [float(schedule(step)) for step in (1, 4, 5, 52, 100)]
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=5, final_ratio=0.1)
+    schedule, horizon = make_schedule(config), make_horizon(config, 100)
+    rates = [float(schedule(step, horizon)) for step in (1, 4, 5, 52, 100)]
     np.testing.assert_allclose(rates, [0.2, 0.8, 1.0, 0.55744, 0.1], atol=1e-5)
 
 

@@ -11,7 +11,7 @@ import pytest
 from jaxsft.config import OptimizerConfig
 from jaxsft.models import layout
 from jaxsft.models.decoder import Decoder
-from jaxsft.training.optimizer import make_optimizer, make_schedule
+from jaxsft.training.optimizer import make_horizon, make_optimizer, make_schedule
 from tests.tiny import llama, make_batch, packed_rows, random_examples
 
 PEAK = 2e-3
@@ -19,8 +19,9 @@ PEAK = 2e-3
 
 def curve(steps: int, **fields: object) -> np.ndarray:
     """The learning rates of a run and of a hundred steps after it."""
-    schedule = make_schedule(OptimizerConfig(learning_rate=PEAK, **fields), steps)
-    return np.asarray(jax.vmap(schedule)(jnp.arange(steps + 100)), np.float64)
+    config = OptimizerConfig(learning_rate=PEAK, **fields)
+    rates = jax.vmap(make_schedule(config), (0, None))(jnp.arange(steps + 100), make_horizon(config, steps))
+    return np.asarray(rates, np.float64)
 
 
 SHAPES = {  # share of the decay that is done -> learning rate over the peak
@@ -102,7 +103,7 @@ REFERENCES = {  # of one array of one layer; learning rate 1
 @pytest.mark.parametrize("name", REFERENCES)
 def test_a_stack_is_updated_layer_by_layer(name):
     params = random_tree(0)
-    ours = make_optimizer(OptimizerConfig(name=name, **CONFIG), 10, ARCH, params).transformation
+    ours = make_optimizer(OptimizerConfig(name=name, **CONFIG), ARCH, params).transformation
     update, state = jax.jit(ours.update), ours.init(params)
     alone = layout.unstack(ARCH, params)
     references = {path: REFERENCES[name](path) for path in alone}
@@ -119,7 +120,7 @@ def test_a_stack_is_updated_layer_by_layer(name):
 def test_muon_directions_are_nearly_orthogonal():
     """All singular values are about 0.2 sqrt(max(in, out)): a root mean square of 0.2 (arXiv:2502.16982, eq. 4)."""
     params = random_tree(0)
-    optimizer = make_optimizer(OptimizerConfig(name="muon", **CONFIG), 10, ARCH, params).transformation
+    optimizer = make_optimizer(OptimizerConfig(name="muon", **CONFIG), ARCH, params).transformation
     directions, _ = jax.jit(optimizer.update)(random_tree(1), optimizer.init(params), params)
     for layer in np.asarray(directions["stacks"]["0"]["0"]["attn"]["q_proj"]["kernel"]):
         values = np.linalg.svd(layer, compute_uv=False) / (0.2 * math.sqrt(130))
@@ -132,7 +133,7 @@ def test_adamw_in_numpy():
     fields = CONFIG | {"learning_rate": 0.1, "max_grad_norm": 0.7, "weight_decay": 0.3, "schedule": "linear"}
     config = OptimizerConfig(**fields, no_decay=("*norm*", "layers.1.attn", "embed"))
     params = random_tree(0)
-    optimizer = make_optimizer(config, 4, ARCH, params)
+    optimizer = make_optimizer(config, ARCH, params)
     state, update = optimizer.transformation.init(params), jax.jit(optimizer.transformation.update)
 
     want = {path: np.asarray(array, np.float64) for path, array in layout.unstack(ARCH, params).items()}
@@ -142,7 +143,7 @@ def test_adamw_in_numpy():
     for step in range(3):
         gradients = random_tree(step + 1)
         directions, state = update(gradients, state, params)
-        rate = optimizer.schedule(jnp.int32(step))
+        rate = optimizer.schedule(jnp.int32(step), make_horizon(config, 4))
         params = optax.apply_updates(params, jax.tree.map(lambda d, rate=rate: -rate * d, directions))
 
         flat = {path: np.asarray(g, np.float64) for path, g in layout.unstack(ARCH, gradients).items()}
@@ -185,7 +186,7 @@ RATES = {"adamw": 1e-2, "lion": 2e-3, "sm3": 5e-2, "adafactor": 1e-2, "muon": 1e
 def test_learns_and_keeps_no_moments_of_frozen_layers(name, model_loss):
     params, gradient = model_loss
     config = OptimizerConfig(name, RATES[name], "constant", warmup_steps=0, b2=0.99)
-    transformation = make_optimizer(config, 20, ARCH, params).transformation
+    transformation = make_optimizer(config, ARCH, params).transformation
     start, losses = transformation.init(params), []
     state = start
 

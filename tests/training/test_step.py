@@ -12,7 +12,7 @@ import pytest
 from jaxsft.adapters.full import Full
 from jaxsft.adapters.lora import LoRA, LoRANode
 from jaxsft.adapters.method import Base, Maintenance, Parts
-from jaxsft.config import LoRAConfig, MeshConfig, TrainConfig
+from jaxsft.config import LoRAConfig, MeshConfig, OptimizerConfig, TrainConfig
 from jaxsft.models import layout
 from jaxsft.models.block import rms_norm
 from jaxsft.models.decoder import Decoder
@@ -21,10 +21,10 @@ from jaxsft.objectives.sft import SFT
 from jaxsft.objectives.terms import Term
 from jaxsft.sharding import make_mesh
 from jaxsft.training import program as program_module
-from jaxsft.training.optimizer import Optimizer
+from jaxsft.training.loop import jit_maintenance
+from jaxsft.training.optimizer import Optimizer, make_horizon
 from jaxsft.training.state import Frozen, TrainState
 from jaxsft.training.step import BoundModel, make_step
-from jaxsft.training.train import _jit_maintenance
 from tests.tiny import llama, make_batch, on_device, packed_rows, random_examples
 
 ARCH = llama(num_hidden_layers=2)
@@ -35,7 +35,7 @@ QUERY = ("stacks", "0", "0", "attn", "q_proj")
 
 def descent(rate: float = 1.0) -> Optimizer:
     """Plain gradient descent, so that the parameters' change is the gradient."""
-    return Optimizer(optax.identity(), lambda step: jnp.float32(rate))
+    return Optimizer(optax.identity(), lambda step, horizon: jnp.float32(rate))
 
 
 @pytest.fixture(scope="module")
@@ -55,9 +55,9 @@ def start(method, base, key: int = 0, **aux: Any) -> tuple[TrainState, Any]:
     parts = method.split(base, jax.random.key(5))
     opt_state = descent().transformation.init(parts.params)
     key_data = jax.random.key_data(jax.random.key(key))
-    return TrainState(jnp.int32(0), parts.params, opt_state, key_data, {"method": parts.aux} | aux), Frozen(
-        parts.frozen
-    )
+    horizon = make_horizon(OptimizerConfig(), 10)
+    state = TrainState(jnp.int32(0), parts.params, opt_state, key_data, horizon, {"method": parts.aux} | aux)
+    return state, Frozen(parts.frozen)
 
 
 # --- a method that uses the whole seam
@@ -199,7 +199,7 @@ def test_maintenance_keeps_shardings_and_donates(base, batch, monkeypatch):
     placed_base = jax.tree.map(lambda p, s: jax.device_put(np.array(p), s.sharding), base, program.base)
     state, frozen = program.initial(placed_base)
     assert state.aux["method"]["gradient"].sharding.spec == jax.sharding.PartitionSpec(None, "fsdp", "tensor")
-    due, apply = _jit_maintenance(program)
+    due, apply = jit_maintenance(program)
     assert [due(step) for step in range(1, 7)] == [False, True, False, False, True, False]
     with jax.set_mesh(mesh):
         placed = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), batch, program.batch)
