@@ -177,8 +177,8 @@ class Loop:
                 f"{member.name}the evaluation loss is {loss} at step {step}; see scripts/inspect_data.py for the data."
             )
         self._evaluated, self._eval_loss = step, loss
-        losses = member.metrics.losses
-        ratio = reduction_ratio(losses.get("train", ()), [*losses.get("eval", ()), (step, loss)])
+        before = member.metrics.nll
+        ratio = reduction_ratio(before.get("train", ()), [*before.get("eval", ()), (step, loss)])
         told = {} if ratio is None else {"reduction_ratio": ratio}
         member.metrics.write(step, "eval", {"loss": loss, **result, **told})
 

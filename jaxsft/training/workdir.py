@@ -121,7 +121,7 @@ class Metrics:
     def __init__(self, workdir: Workdir, resume_step: int, tensorboard: bool, wandb_project: str, writes: bool):
         self._path = workdir.path / "metrics.jsonl"
         self.last: dict[str, dict[str, float]] = {}  # split -> its last numbers, less wall-clock figures
-        self.losses: dict[str, list[tuple[int, float]]] = {}  # split -> (step, loss) of its lines
+        self.nll: dict[str, list[tuple[int, float]]] = {}  # split -> (step, negative log-likelihood) of its lines
         self._writes, self._file, self._board, self._wandb = writes, None, None, None
         if not writes:
             return
@@ -157,8 +157,8 @@ class Metrics:
 
     def _remember(self, split: str, values: dict[str, float]) -> None:
         self.last[split] = {name: value for name, value in values.items() if not name.startswith("time/")}
-        if "loss" in values:
-            self.losses.setdefault(split, []).append((int(values["step"]), values["loss"]))
+        if split in ("train", "eval"):
+            self.nll.setdefault(split, []).append((int(values["step"]), values.get("nll", values["loss"])))
 
     def sync(self) -> None:
         """Everything written is on disk: called before a checkpoint, which must never be ahead of the metrics."""

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxsft.config import DataConfig, DisperseConfig, MergeConfig, MeshConfig, ModelConfig, StageConfig
+from jaxsft.errors import UserError
 from jaxsft.merging.merge import merge
 from jaxsft.models.tensorfiles import TensorFile
 from jaxsft.recipes.plan import plan
@@ -23,15 +24,16 @@ __all__ = ["data_file", "model_folder"]  # fixtures
 RECIPE = REPOSITORY / "configs" / "recipes" / "disperse_then_merge.py"
 
 
-@pytest.fixture
-def recipe(model_folder, data_file, tmp_path):
+@pytest.fixture(params=["lora", "full"])
+def recipe(model_folder, data_file, tmp_path, request):
     """The shipped recipe at the size of a test."""
-    recipe = runpy.run_path(str(RECIPE))["get_config"](str(data_file))
+    recipe = runpy.run_path(str(RECIPE))["get_config"](f"{data_file},4,{request.param}")
     train = recipe.train
     train.model.path, train.data.path, train.data.template = str(model_folder), str(data_file), "plain"
     train.data.max_length, train.data.cache_dir = 128, str(tmp_path / "cache")
     train.batch_size, train.steps, train.log.tensorboard = 8, 2, False
     train.optimizer.learning_rate, train.optimizer.warmup_steps = 1e-2, 0
+    train.eval.batch_size, train.eval.rows = 8, ":8"
     recipe.stages[-1].config.tasks[0].data.cache_dir = str(tmp_path / "cache")
     return recipe
 
@@ -40,27 +42,31 @@ def test_the_merged_model_is_the_mean_of_runs_on_disjoint_parts(recipe, tmp_path
     work = tmp_path / "work"
     recipe.stages[-2].config.dtype = "float32"
     line = run(recipe, str(work))
-    assert "7 stages; figures: likelihood: nll_per_token" in line
+    at_once = recipe.train.adapter.kind == "lora"
+    assert f"{4 if at_once else 7} stages; figures: likelihood: nll_per_token" in line
 
     parts = read_scores(work / "parts" / "parts.parquet")[1]["part"]
     assert np.bincount(parts.astype(int)).tolist() == [15, 15, 15, 15]
-    records = [json.loads((work / f"part_{k}" / "config.json").read_text()) for k in range(4)]
+    folders = [work / "models" / "submodels" / str(k) if at_once else work / f"model_{k}" for k in range(4)]
+    records = [json.loads((folder / "config.json").read_text()) for folder in folders]
     assert [record["config"]["data"]["part"] for record in records] == [0, 1, 2, 3]
     assert len({record["fingerprints"]["data"] for record in records}) == 4
-    assert len({lines(work / f"part_{k}")[-1]["loss"] for k in range(4)}) == 4
+    assert len({lines(folder)[-1]["loss"] for folder in folders}) == 4
+    assert all("eval_loss" in json.loads((folder / "summary.json").read_text()) for folder in folders)
 
     assert list(json.loads((work / "parts" / "dispersal.json").read_text())) == table("## Dispersals")
     manifest = json.loads((work / "merged" / "merge.json").read_text())
     assert set(manifest) == set(table("## Merged models")) - {"cut_off"}
 
-    runs = tuple(str(work / f"part_{k}") for k in range(4))
-    merge(MergeConfig("lora_factor", runs), tmp_path / "factor")  # they have one seed, and so one A
-    templates = [(folder / "chat_template.jinja").read_text() for folder in (tmp_path / "factor", work / "merged")]
-    assert templates[0] == templates[1], "prompted as the runs were trained"
+    models = tuple(str(folder / "adapter" if at_once else folder) for folder in folders)
+    if at_once:
+        merge(MergeConfig("lora_factor", models), tmp_path / "factor")  # they have one seed, and so one A
+        templates = [(folder / "chat_template.jinja").read_text() for folder in (tmp_path / "factor", work / "merged")]
+        assert templates[0] == templates[1], "prompted as the models were trained"
 
     mesh = make_mesh(MeshConfig())
-    for k in range(4):
-        opened = open_model(str(work / f"part_{k}"), ModelConfig(dtype="float32", param_dtype="float32"), mesh)
+    for k, model in enumerate(models):
+        opened = open_model(model, ModelConfig(dtype="float32", param_dtype="float32"), mesh)
         export_hf(opened, tmp_path / str(k), mesh, "float32")
     merged, *own = [
         TensorFile(f / "model.safetensors") for f in (work / "merged", *(tmp_path / str(k) for k in range(4)))
@@ -70,6 +76,12 @@ def test_the_merged_model_is_the_mean_of_runs_on_disjoint_parts(recipe, tmp_path
     down = "model.layers.0.mlp.down_proj.weight"
     assert np.abs(own[0].read(down) - own[1].read(down)).max() > 1e-4, "the parts taught different things"
     assert run(recipe, str(work)) == line, "nothing is left to do"
+
+
+@pytest.mark.parametrize("asked", ["heldout.jsonl,four", "heldout.jsonl,4,loro", "heldout.jsonl,4,lora,more"])
+def test_a_recipe_that_is_asked_for_otherwise_is_refused(asked):
+    with pytest.raises(UserError, match=r"write HELDOUT,PARTS,lora"):
+        runpy.run_path(str(RECIPE))["get_config"](asked)
 
 
 def test_a_dispersal_without_data_is_of_what_the_recipe_trains_on(recipe, tmp_path):
