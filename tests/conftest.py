@@ -9,17 +9,21 @@ from pathlib import Path
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
-# Eight fake devices; and the suite compiles far more than it computes, so the compiler need not try hard. A collective
-# holds a thread of XLA's pool on each device; with no more threads than devices none is left for the matrix product of
-# the device that the others wait for. A machine that is busy elsewhere may also take longer than the usual 40 s.
+# Eight fake devices; and the suite compiles far more than it computes, so the compiler need not try hard: without its
+# fusion emitters it takes a quarter of the time. A collective holds a thread of XLA's pool on each device; with no more
+# threads than devices none is left for the matrix product of the device that the others wait for. A machine that is
+# busy elsewhere may also take longer than the usual 40 s.
 os.environ.setdefault("PJRT_NPROC", "32")
 os.environ.setdefault(
     "XLA_FLAGS",
     "--xla_force_host_platform_device_count=8 "
     "--xla_cpu_collective_call_warn_stuck_timeout_seconds=120 "
     "--xla_cpu_collective_call_terminate_timeout_seconds=600 "
-    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true",
+    "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true "
+    "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
 )
+# Kept programs serve runs that go on, the other worker and processes of their own.
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import pytest
 
