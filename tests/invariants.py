@@ -4,6 +4,7 @@ Invariance is claimed at dropout 0. Real kills of real runs: `tests/training/tes
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 
 import jax
@@ -26,6 +27,8 @@ from jaxsft.config import (
     TrainConfig,
 )
 from jaxsft.models import layout
+from jaxsft.models.decoder import Decoder
+from jaxsft.objectives.registry import make_objective
 from jaxsft.sharding import make_mesh
 from jaxsft.training.loop import jit_maintenance
 from jaxsft.training.optimizer import Optimizer
@@ -160,14 +163,17 @@ MESHES = {
 
 
 EVERY_AXIS = "replica=2,fsdp=2,tensor=2"
-SHARDED = [
-    (case, mesh) for case in CASES for mesh in (MESHES if case.name in ("full", "lora", "qlora") else [EVERY_AXIS])
-]
+ON_EVERY_MESH = ("full", "lora", "qlora")  # the others on the mesh that has all axes
 
 
-@pytest.fixture(params=CASES, ids=lambda case: case.name)
+@pytest.fixture(scope="module", params=CASES, ids=lambda case: case.name)
 def case(request: pytest.FixtureRequest) -> Case:
     return request.param
+
+
+@pytest.fixture(scope="module")
+def programs(case) -> "Programs":
+    return Programs(case)
 
 
 def one_device():
@@ -203,28 +209,55 @@ def chunked(batch, size: int):
     return dataclasses.replace(batch, segment_ids=units.astype(np.int32), positions=positions.astype(np.int32))
 
 
-def start(case: Case, mesh, batch):
-    """The program, and a state whose adapters are not at zero, and that has left what it may be drawn back to."""
-    program = build(case.config, llama().with_post_layers(case.post_layers, "the case"), mesh, 10, batch)
-    state, frozen = program.initial(program.stored(program.decoder.init(jax.random.key(1))))
-    if case.config.adapter.kind != "none" or frozen.start is not None:
-        # the same wherever they live: drawn on the host
-        rng = np.random.default_rng(3)
-        noise = lambda p: jax.device_put(np.asarray(p) + 0.05 * rng.normal(size=p.shape).astype(np.float32), p.sharding)
-        state = dataclasses.replace(state, params=jax.tree.map(noise, state.params))
-    return program, state, frozen
+@functools.cache
+def base_of(post_layers: int):
+    """The model's parameters on the host."""
+    arch = llama().with_post_layers(post_layers, "the case")
+    return arch, jax.tree.map(np.asarray, Decoder(arch).init(jax.random.key(1)))
 
 
-def gradient(case: Case, batch, accumulate: int = 1):
+class Programs:
+    """A case's programs, each made and compiled once for all checks."""
+
+    def __init__(self, case: Case):
+        self.case, self._starts = case, {}
+        self.descents = functools.cache(self._descent)
+
+    def start(self, mesh: str = ""):
+        """The program for a mesh or for one device, and a state of its own whose adapters are not at zero, and that has
+        left what it may be drawn back to."""
+        if mesh not in self._starts:
+            self._starts[mesh] = self._started(make_mesh(MESHES[mesh]) if mesh else one_device())
+        program, state, shardings, frozen = self._starts[mesh]
+        return program, jax.tree.map(jax.device_put, state, shardings), frozen
+
+    def _started(self, mesh):
+        arch, base = base_of(self.case.post_layers)
+        program = build(self.case.config, arch, mesh, 10, batch_of(self.case))
+        state, frozen = program.initial(program.stored(jax.tree.map(jnp.asarray, base)))
+        shardings, state = jax.tree.map(lambda x: x.sharding, state), jax.tree.map(np.asarray, state)
+        if self.case.config.adapter.kind != "none" or frozen.start is not None:
+            # the same wherever they live: drawn on the host
+            rng = np.random.default_rng(3)
+            noise = lambda p: p + 0.05 * rng.normal(size=p.shape).astype(np.float32)
+            state = dataclasses.replace(state, params=jax.tree.map(noise, state.params))
+        return program, state, shardings, frozen
+
+    def _descent(self, accumulate: int):
+        """A step of plain gradient descent on one device, and its optimizer."""
+        program, *_ = self.start()
+        descent = Optimizer(optax.identity(), lambda step, horizon: jnp.float32(1.0))
+        objective = make_objective(self.case.config.objective)
+        return jax.jit(make_step(program.decoder, program.method, objective, descent, accumulate)), descent
+
+
+def gradient(programs: Programs, batch, accumulate: int = 1):
     """The gradient that reaches the optimizer, as minus one step of plain gradient descent."""
-    program, state, frozen = start(case, one_device(), batch)
-    descent = Optimizer(optax.identity(), lambda step, horizon: jnp.float32(1.0))
-    from jaxsft.objectives.registry import make_objective
-
-    step = make_step(program.decoder, program.method, make_objective(case.config.objective), descent, accumulate)
+    step, descent = programs.descents(accumulate)
+    _, state, frozen = programs.start()
     state = dataclasses.replace(state, opt_state=descent.transformation.init(state.params))
-    after, metrics = jax.jit(step)(state, frozen, jax.tree.map(jnp.asarray, batch))
-    return jax.tree.map(lambda a, b: np.asarray(a - b, np.float64), state.params, after.params), metrics
+    after, metrics = step(state, frozen, jax.tree.map(jnp.asarray, batch))
+    return jax.tree.map(lambda a, b: np.asarray(a, np.float64) - np.asarray(b), state.params, after.params), metrics
 
 
 def relative(a, b) -> float:
@@ -233,28 +266,28 @@ def relative(a, b) -> float:
     return float(difference / optax.tree.norm(b))
 
 
-def test_accumulation_is_the_gradient_of_one_batch(case):
-    whole, metrics = gradient(case, batch_of(case))
-    parts, metrics_of_parts = gradient(case, batch_of(case), accumulate=4)
+def test_accumulation_is_the_gradient_of_one_batch(case, programs):
+    whole, metrics = gradient(programs, batch_of(case))
+    parts, metrics_of_parts = gradient(programs, batch_of(case), accumulate=4)
     assert optax.tree.norm(whole) > 1e-3
     assert relative(parts, whole) < 1e-6
     for name, value in metrics.items():
         np.testing.assert_allclose(metrics_of_parts[name], value, rtol=2e-6, atol=5e-8, err_msg=name)
 
 
-def test_packing_does_not_change_the_gradient(case):
+def test_packing_does_not_change_the_gradient(case, programs):
     examples = random_examples(16, 20, seed=5)
     groups = [examples[i : i + case.group] for i in range(0, len(examples), case.group)]
     rows = packed_rows(examples, ROWS, LENGTH, case.group)
-    packed, metrics = gradient(case, lay_out(case, rows, LENGTH, SLOTS, examples))
-    single, metrics_of_single = gradient(case, lay_out(case, groups, 24 * case.group, 2 + case.group, examples))
+    packed, metrics = gradient(programs, lay_out(case, rows, LENGTH, SLOTS, examples))
+    single, metrics_of_single = gradient(programs, lay_out(case, groups, 24 * case.group, 2 + case.group, examples))
     assert relative(packed, single) < 2e-6
     np.testing.assert_allclose(metrics["loss"], metrics_of_single["loss"], rtol=2e-6)
 
 
-def test_an_attention_unit_sees_no_other(case):
+def test_an_attention_unit_sees_no_other(case, programs):
     batch = batch_of(case)
-    program, state, frozen = start(case, one_device(), batch)
+    program, state, frozen = programs.start()
 
     @jax.jit
     def logits(batch):
@@ -273,61 +306,51 @@ def test_an_attention_unit_sees_no_other(case):
     assert np.abs(np.asarray(before)[chosen] - np.asarray(after)[chosen]).max() > 1e-3
 
 
-@pytest.fixture(scope="module")
-def single_device_losses():
-    """Losses of the first ten steps on one device, by case."""
-    known: dict[str, list[float]] = {}
-
-    def losses(case: Case) -> list[float]:
-        if case.name not in known:
-            known[case.name] = ten_steps(case, one_device())[0]
-        return known[case.name]
-
-    return losses
-
-
-def ten_steps(case: Case, mesh):
-    program, state, frozen = start(case, mesh, batch_of(case))
+def ten_steps(programs: Programs, mesh: str = ""):
+    """The losses, and the state after them."""
+    program, state, frozen = programs.start(mesh)
     losses = []
     maintenance = jit_maintenance(program)
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(program.mesh):
         for i in range(10):
-            batch = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), batch_of(case, i), program.batch)
+            batch = batch_of(programs.case, i)
+            batch = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), batch, program.batch)
             state, metrics = program.step_at(i + 1)(state, frozen, batch)
             if maintenance and maintenance.due(i + 1):
                 state, _ = maintenance.apply(state, frozen.method)
             losses.append(float(metrics["loss"]))
-    return losses, program, state, frozen
+    return losses, state
 
 
-@pytest.mark.parametrize(("case", "mesh"), SHARDED, ids=lambda value: getattr(value, "name", value))
-def test_sharding_does_not_change_the_losses(case, mesh, single_device_losses):
-    mesh = make_mesh(MESHES[mesh])
-    losses, program, state, frozen = ten_steps(case, mesh)
-    np.testing.assert_allclose(losses, single_device_losses(case), rtol=1e-5)
-    assert losses[-1] != losses[0]
-    for kind in {program.method.stage(step) for step in range(1, 11)}:
-        assert program.steps(kind)._cache_size() == 1, "a step was compiled more than once"
-    for path, leaf in jax.tree_util.tree_leaves_with_path((state, frozen)):
-        if leaf.size >= 32 * 32:
-            assert leaf.sharding.spec != PartitionSpec(), f"{path} {leaf.shape} is replicated"
-            assert leaf.addressable_shards[0].data.size < leaf.size, f"{path} {leaf.shape} is on every device"
+def test_sharding_does_not_change_the_losses(case, programs):
+    alone, _ = ten_steps(programs)
+    for mesh in MESHES if case.name in ON_EVERY_MESH else [EVERY_AXIS]:
+        losses, state = ten_steps(programs, mesh)
+        program, _, frozen = programs.start(mesh)
+        np.testing.assert_allclose(losses, alone, rtol=1e-5, err_msg=mesh)
+        assert losses[-1] != losses[0]
+        for kind in {program.method.stage(step) for step in range(1, 11)}:
+            assert program.steps(kind)._cache_size() == 1, "a step was compiled more than once"
+        for path, leaf in jax.tree_util.tree_leaves_with_path((state, frozen)):
+            if leaf.size >= 32 * 32:
+                assert leaf.sharding.spec != PartitionSpec(), f"{path} {leaf.shape} is replicated on {mesh}"
+                assert leaf.addressable_shards[0].data.size < leaf.size, f"{path} {leaf.shape} is on every device"
 
 
-def test_state_is_donated(case):
-    mesh = make_mesh(MESHES["fsdp=4,tensor=2"])
-    program, state, *_ = start(case, mesh, batch_of(case))
+def test_state_is_donated(programs):
+    program, state, _ = programs.start(EVERY_AXIS)
     local = sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(state))
     assert program.compile().memory_analysis().alias_size_in_bytes >= 0.99 * local
 
 
-def test_only_the_trained_part_moves(case):
+def test_only_the_trained_part_moves(case, programs):
     """Frozen rows and frozen arrays are bit for bit what they were."""
-    batch = batch_of(case)
-    program, state, frozen = start(case, one_device(), batch)
+    program, state, frozen = programs.start()
     before = jax.tree.map(np.asarray, state.params)
-    for i in range(2):
-        state, _ = program.step(state, frozen, jax.tree.map(jnp.asarray, batch_of(case, i)))
+    with jax.set_mesh(program.mesh):
+        for i in range(2):
+            batch = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), batch_of(case, i), program.batch)
+            state, _ = program.step(state, frozen, batch)
     mask = program.method.update_mask(state.params) or jax.tree.map(lambda _: True, state.params)
     moved = jax.tree.map(lambda a, b: np.asarray(a != b), state.params, before)
     for (path, changed), allowed in zip(layout.leaves(moved), jax.tree.leaves(mask)):
