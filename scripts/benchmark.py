@@ -5,12 +5,12 @@
 prints one line for each shape, method and objective: tokens per second (slots), seconds a step, compile time, peak
 memory; of every objective but the first, the time relative to the first under the same method, and of every method but
 the first, relative to the first method. All take turns, step by step, so that what else the machine does hits all
-alike; the ratio is the median over pairs of steps.
+alike; the ratio is the median over pairs of steps. `--submodels=4` adds, for each adapter, the step of four sub-models
+at once, and its throughput relative to four runs of the method one after another.
 """
 
 import dataclasses
 import functools
-import itertools
 import time
 from typing import Any
 
@@ -24,6 +24,7 @@ from jaxsft.data.batch import Batch
 from jaxsft.errors import UserError
 from jaxsft.models.architecture import Architecture
 from jaxsft.sharding import data_shards, make_mesh
+from jaxsft.training import submodels
 from jaxsft.training.program import build
 from jaxsft.training.throughput import flops_per_token, peak_flops
 from jaxsft.validation import did_you_mean
@@ -82,6 +83,9 @@ OBJECTIVES: dict[str, dict[str, Any]] = {"sft": {}, "minor_sft": {"beta": 0.1}, 
 SHAPE_NAMES = flags.DEFINE_list("shapes", ["tiny"], f"Of {', '.join(SHAPES)}.")
 METHOD_NAMES = flags.DEFINE_list("methods", list(METHODS), f"Of {', '.join(METHODS)}.")
 OBJECTIVE_NAMES = flags.DEFINE_list("objectives", ["sft"], f"Of {', '.join(OBJECTIVES)}.")
+SUBMODELS = flags.DEFINE_integer("submodels", 0, "Sub-models at once, measured beside each adapter.", lower_bound=0)
+ROWS = flags.DEFINE_integer("rows", 0, "Rows a step of each model; 0 is the shape's.", lower_bound=0)
+LENGTH = flags.DEFINE_integer("length", 0, "Tokens a row; 0 is the shape's.", lower_bound=0)
 STEPS = flags.DEFINE_integer("steps", 10, "Timed steps, after two that warm up.")
 REMAT = flags.DEFINE_string("remat", "block", "See ModelConfig.remat.")
 DTYPE = flags.DEFINE_enum("dtype", "auto", ["auto", "float32", "bfloat16"], "See ModelConfig.dtype and param_dtype.")
@@ -102,14 +106,14 @@ def main() -> str:
 
 
 class Contestant:
-    """The compiled step of a method and an objective, its state, and the times of its steps.
+    """The compiled step of a method and an objective, its state, and the times of its steps; or of `count` sub-models.
 
     Attributes:
       compiling: seconds.
       peak: GiB a device, as planned by the compiler: what the device reports is the peak of all so far.
     """
 
-    def __init__(self, shape: Shape, method: str, objective: str):
+    def __init__(self, shape: Shape, method: str, objective: str, count: int = 0):
         config = TrainConfig()
         config.model.remat = REMAT.value
         config.model.dtype = config.model.param_dtype = DTYPE.value
@@ -122,9 +126,11 @@ class Contestant:
         config.mesh.fsdp, config.mesh.tensor = FSDP.value, TENSOR.value
         mesh = make_mesh(config.mesh)
         config.batch_size = max(shape.rows, data_shards(mesh))
-        self.tokens = config.batch_size * shape.length
+        self.tokens = config.batch_size * shape.length * max(count, 1)
         batch = random_batch(shape, config.batch_size)
-        program = build(config, shape.architecture(), mesh, 100, batch)
+        program = build(config, shape.architecture(), mesh, [100] * count if count else 100, batch)
+        if count:
+            batch = submodels.stack([random_batch(shape, config.batch_size, seed) for seed in range(count)])
         began = time.perf_counter()
         self._step = program.compile(stage)
         self.compiling = time.perf_counter() - began
@@ -145,8 +151,13 @@ class Contestant:
 
 def measure(name: str, methods: list[str], objectives: list[str]) -> str:
     """The lines of a shape."""
-    shape = SHAPES[name]
-    contestants = {pair: Contestant(shape, *pair) for pair in itertools.product(methods, objectives)}
+    shape, count = SHAPES[name], SUBMODELS.value
+    shape = dataclasses.replace(shape, rows=ROWS.value or shape.rows, length=LENGTH.value or shape.length)
+    together = {f"{method} x{count}": method for method in methods if count and method != "full"}
+    contestants = {}
+    for objective in objectives:
+        contestants |= {(method, objective): Contestant(shape, method, objective) for method in methods}
+        contestants |= {(x, objective): Contestant(shape, method, objective, count) for x, method in together.items()}
     for _ in range(STEPS.value + 2):
         for contestant in contestants.values():
             contestant.step()
@@ -154,13 +165,18 @@ def measure(name: str, methods: list[str], objectives: list[str]) -> str:
     best, lines = peak_flops(jax.devices()[0]), []
     for (method, objective), c in contestants.items():
         flops = flops_per_token(shape.architecture(), shape.length // 2, float(method == "full"))
-        seconds = float(np.median(times[method, objective]))
+        own = times[method, objective]
+        seconds = float(np.median(own))
         mfu = f"{c.tokens * flops / seconds / best / jax.device_count():6.1%}" if best else "     -"
         line = f"{name:8} {method:12} {objective:10} {c.tokens / seconds:10.0f} {seconds:9.4f} {c.compiling:9.1f} "
         line += f"{c.peak:9.3f} {mfu}"
+        if method in together:
+            faster = np.median(count * times[together[method], objective] / own)
+            lines.append(f"{line}   {faster:.3f} of the throughput of {count} runs in turn")
+            continue
         against = (method, objectives[0]) if objective != objectives[0] else (methods[0], objective)
         if against != (method, objective):
-            ratio = np.median(times[method, objective] / times[against])
+            ratio = np.median(own / times[against])
             line += f"   {ratio:.3f} of the time of {against[0] if objective == objectives[0] else against[1]}"
         if (method, objective, against[1]) == ("full", "sftmix", "sft"):
             line += f", {least_ratio(shape):.3f} by FLOPs"
@@ -181,9 +197,9 @@ def least_ratio(shape: Shape) -> float:
     return (plain + head / 2) / plain
 
 
-def random_batch(shape: Shape, rows: int) -> Batch:
+def random_batch(shape: Shape, rows: int, seed: int = 0) -> Batch:
     """Rows of a pair of examples each, of both the second half supervised, one of each type."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     tokens = rng.integers(0, shape.vocab, (rows, shape.length + 1), dtype=np.int32)
     half = shape.length // 2
     column = np.broadcast_to(np.arange(shape.length, dtype=np.int32), (rows, shape.length))

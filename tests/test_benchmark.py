@@ -21,6 +21,16 @@ def test_a_line_for_each_shape_and_method():
     assert re.search("1 timed steps each on", done.stdout)
 
 
+def test_sub_models_are_measured_beside_single_runs():
+    script = [sys.executable, str(REPOSITORY / "scripts" / "benchmark.py")]
+    done = run([*script, "--methods=lora", "--steps=1", "--submodels=2", "--rows=1", "--length=16"])
+    assert done.returncode == 0, done.stderr
+    line = next(line for line in done.stdout.splitlines() if "lora x2" in line)
+    _, _, _, _, tokens, seconds, *_ = line.split()
+    assert abs(float(tokens) * float(seconds) / (2 * 16) - 1) < 0.05
+    assert re.search(r"\d\.\d+ of the throughput of 2 runs in turn", line)
+
+
 def test_unknown_names_are_refused():
     done = run([sys.executable, str(REPOSITORY / "scripts" / "benchmark.py"), "--shapes=tinny"])
     assert done.returncode == 1

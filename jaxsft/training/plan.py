@@ -37,8 +37,8 @@ def plan(config: TrainConfig, topology: str, slices: int = 1) -> dict[str, Any]:
     Returns:
       Bytes a device: `arguments` (state, frozen parameters, batch), `temporaries`, `aliased` (donated), `peak` of all;
       `state`, `frozen`: bytes of the whole; `state_per_device`, `frozen_per_device`; `flops` of a step by the formula
-      of `jaxsft.training.throughput`; `collectives`: kind -> how often it stands in the program; `kernels`: calls of
-      Pallas kernels (attention's).
+      of `jaxsft.training.throughput`; `compiled_flops` of a device, as the compiler counts them; `collectives`: kind ->
+      how often it stands in the program; `kernels`: calls of Pallas kernels (attention's).
 
     Raises:
       UserError: for a topology that the compiler does not know, a mesh or model that do not fit it, or no libtpu.
@@ -50,7 +50,7 @@ def plan(config: TrainConfig, topology: str, slices: int = 1) -> dict[str, Any]:
     memory, text = compiled.memory_analysis(), compiled.as_text()
     size = lambda tree, shape: sum(math.prod(shape(leaf)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
     whole, shard = lambda leaf: leaf.shape, lambda leaf: leaf.sharding.shard_shape(leaf.shape)
-    tokens = config.batch_size * data.max_length
+    tokens = config.batch_size * data.max_length * max(config.submodels, 1)
     trained = float(config.adapter.kind == "none")
     return {
         "devices": mesh.size,
@@ -63,6 +63,7 @@ def plan(config: TrainConfig, topology: str, slices: int = 1) -> dict[str, Any]:
         "frozen": size(program.frozen, whole),
         "frozen_per_device": size(program.frozen, shard),
         "flops": tokens * flops_per_token(arch, data.max_length, trained),
+        "compiled_flops": compiled.cost_analysis().get("flops", math.nan),
         "collectives": {kind: len(re.findall(rf" {kind}[\w-]*\(", text)) for kind in COLLECTIVES},
         "kernels": text.count('custom_call_target="tpu_custom_call"'),
     }
@@ -81,8 +82,9 @@ def lay_out(config: TrainConfig, mesh: Mesh) -> Program:
     """
     objective = make_objective(config.objective)
     check_grouping(config, objective)
-    batch = _batch(config, len(reference_models(config, objective)))
-    return build(config, architecture(config.model, resolve(config.model.path)), mesh, config.steps or 1000, batch)
+    batch, steps = _batch(config, len(reference_models(config, objective))), config.steps or 1000
+    lengths = [steps] * config.submodels if config.submodels else steps
+    return build(config, architecture(config.model, resolve(config.model.path)), mesh, lengths, batch)
 
 
 def _batch(config: TrainConfig, references: int) -> Batch:

@@ -76,7 +76,8 @@ def test_each_is_the_run_on_its_part(config, together, part, tmp_path):
                     assert line[name] == pytest.approx(value, rel=1e-4, abs=1e-5), (split, want["step"], name)
     record, single = (json.loads((folder / "config.json").read_text()) for folder in (own, tmp_path))
     assert record["config"] == single["config"] and record["fingerprints"] == single["fingerprints"]
-    assert (own / "summary.json").exists() and (own / "tasks.json").exists()
+    left = {path.name for path in own.iterdir()} - {".lock"}
+    assert left == {"config.json", "metrics.jsonl", "summary.json", "tasks.json", "adapter"}
     mesh = make_mesh(config.mesh)
     models = [open_model(str(path), ModelConfig(), mesh) for path in (own / "adapter", tmp_path)]
     for leaf, want in zip(*(jax.tree.leaves(model.adapter_params) for model in models)):
