@@ -18,8 +18,13 @@ from jaxsft.files import write_text
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs" / "world"
 
-CASES = flags.DEFINE_list("cases", ["full", "lora"], "Files of configs/world/ with LEARNING_RATES, by name.")
+CASES = flags.DEFINE_list(
+    "cases",
+    ["full", "lora"],
+    "Files of configs/world/ with LEARNING_RATES, by name; FILE:VARIANT where one has variants.",
+)
 STARTS = flags.DEFINE_list("starts", ["world:base"], "Models that fine-tuning starts from.")
+RATES = flags.DEFINE_list("learning_rates", [], "In place of the LEARNING_RATES of each case.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each case at each learning rate.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder of the runs.")
 JOBS = flags.DEFINE_integer(
@@ -32,7 +37,7 @@ def main() -> str:
         raise UserError("--output is missing; name a folder for the runs.")
     output = Path(OUTPUT.value)
     cases = find_cases(CONFIGS, CASES.value)
-    jobs = plan(cases, STARTS.value, SEEDS.value)
+    jobs = plan(cases, STARTS.value, SEEDS.value, [float(rate) for rate in RATES.value])
     folders = [job.folder(output) for job in jobs]
     open_jobs = [(job, folder) for job, folder in zip(jobs, folders) if not (folder / EVALUATION).exists()]
     print("\n".join(f"{case.name}: {case.about}" for case in cases))

@@ -14,7 +14,7 @@ import json
 import os
 import runpy
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,13 +34,14 @@ class Case:
     """A method: a config file that says which learning rates it is to be tried at.
 
     Attributes:
-      name: the file's.
+      name: the file's, and behind a colon the argument, if there is one.
       file: it has `get_config()`, and `LEARNING_RATES`, peaks to sweep. A method that is more than one training run
         also has `run(config, workdir)`, which leaves a model in the workdir, or returns the
         folder (`pathlib.Path`) in which it left one.
       about: the first line of its docstring.
       learning_rates: see `file`.
       staged: whether it brings its own `run`.
+      argument: what the file's functions are called with besides: a variant of the method. "" is none.
     """
 
     name: str
@@ -48,6 +49,12 @@ class Case:
     about: str
     learning_rates: tuple[float, ...]
     staged: bool = False
+    argument: str = ""
+
+    def call(self, name: str, *args: Any, default: Callable[..., Any] | None = None) -> Any:
+        """Calls a function of the file."""
+        function = runpy.run_path(str(self.file)).get(name, default)
+        return function(*args, *([self.argument] if self.argument and function is not default else []))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +73,7 @@ class Job:
 
     def config(self) -> TrainConfig:
         """The run's."""
-        config = runpy.run_path(str(self.case.file))["get_config"]()
+        config = self.case.call("get_config")
         config.model.path, config.seed = self.start, self.seed
         config.optimizer.learning_rate = self.learning_rate
         for source in config.data.sources or [config.data]:
@@ -90,14 +97,15 @@ class Job:
             config["model"]["path"] = ""  # the start is the same wherever it lies
             decides["config"] = _changes(config, to_dict(TrainConfig()))
             decides["run"] = self.case.file.read_text() if self.case.staged else ""
+            decides |= {"argument": self.case.argument} if self.case.argument else {}
         digest = hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:8]
         start = Path(self.start.replace(":", "-")).name
-        case = f"-{self.case.name}-lr{self.learning_rate:g}-seed{self.seed}" if self.case else ""
+        case = f"-{self.case.name.replace(':', '-')}-lr{self.learning_rate:g}-seed{self.seed}" if self.case else ""
         return output / f"{start}{case}-{digest}"
 
 
 def find_cases(folder: Path, names: list[str]) -> list[Case]:
-    """The cases of a folder of configs, in the order of `names`, each once.
+    """The cases of a folder of configs, in the order of `names`, each once; `dtm:4-random-ties` is a variant of `dtm`.
 
     Raises:
       UserError: for a name that is none, and for no name.
@@ -110,15 +118,24 @@ def find_cases(folder: Path, names: list[str]) -> list[Case]:
             found[file.stem] = Case(file.stem, file, about, tuple(values["LEARNING_RATES"]), "run" in values)
     if not names:
         raise UserError(f"--cases is empty; {folder} has {', '.join(found)}.")
-    for name in names:
-        if name not in found:
-            hint = did_you_mean(name, found) or f"; {folder} has {', '.join(found)}."
-            raise UserError(f"--cases names {name!r}, which is no case{hint}")
-    return [found[name] for name in dict.fromkeys(names)]
+    cases = []
+    for name in dict.fromkeys(names):
+        stem, _, argument = name.partition(":")
+        if stem not in found:
+            hint = did_you_mean(stem, found) or f"; {folder} has {', '.join(found)}."
+            raise UserError(f"--cases names {stem!r}, which is no case{hint}")
+        cases.append(dataclasses.replace(found[stem], name=name, argument=argument))
+    return cases
 
 
-def plan(cases: list[Case], starts: list[str], seeds: int) -> list[Job]:
+def plan(cases: list[Case], starts: list[str], seeds: int, rates: Sequence[float] = ()) -> list[Job]:
     """All jobs, each once: the starts, then every case, so that a broken-off comparison has whole seeds.
+
+    Args:
+      cases: from `find_cases`.
+      starts: models.
+      seeds: how many.
+      rates: learning rates in place of each case's own.
 
     Raises:
       UserError: for more seeds than there are rows for, and for no start.
@@ -135,7 +152,7 @@ def plan(cases: list[Case], starts: list[str], seeds: int) -> list[Job]:
         for seed in range(seeds)
         for start in starts
         for case in cases
-        for rate in case.learning_rates
+        for rate in rates or case.learning_rates
     ]
 
 
@@ -152,8 +169,7 @@ def execute(job: Job, folder: Path) -> None:
         if job.case is None:
             suite.model.path = job.start
         else:
-            run: Callable[[TrainConfig, str], object] = runpy.run_path(str(job.case.file)).get("run", train)
-            left = run(job.config(), str(folder))
+            left = job.case.call("run", job.config(), str(folder), default=train)
             suite.model.path = str(left if isinstance(left, Path) else folder)
         evaluate(suite).write(folder / EVALUATION)
 

@@ -47,6 +47,22 @@ def test_a_case_is_a_config_with_learning_rates(cases: Path):
         find_cases(cases, [])
 
 
+def test_a_variant_is_a_case_of_its_own(cases: Path, tmp_path: Path):
+    variant = CASE.replace("get_config():", "get_config(steps='1'):").replace("STEPS", "int(steps)")
+    (cases / "variant.py").write_text(variant)
+    found = find_cases(cases, ["variant", "variant:5", "variant:7"])
+    assert [case.name for case in found] == ["variant", "variant:5", "variant:7"]
+    jobs = [Job(case, "world:base", 1e-3) for case in found]
+    assert [job.config().steps for job in jobs] == [1, 5, 7]
+    assert len({job.folder(tmp_path) for job in jobs}) == 3
+    assert jobs[1].folder(tmp_path).name.startswith("world-base-variant-5-lr0.001-seed0-")
+
+
+def test_learning_rates_can_be_named(cases: Path):
+    (case,) = find_cases(cases, ["short"])
+    assert [job.learning_rate for job in plan([case], ["world:base"], 1, [5e-4]) if job.case] == [5e-4]
+
+
 def test_every_start_rate_and_seed_is_a_job(cases: Path):
     (case,) = find_cases(cases, ["short"])
     planned = plan([case], ["world:base", "world:chat"], 2)
