@@ -98,8 +98,8 @@ class AdapterPlan:
         merged, lost = {}, 0.0
         for module in self.modules:
             (a, b), share = self._merge(module)
-            if not bool(jnp.isfinite(a).all() & jnp.isfinite(b).all()):
-                raise UserError(f"{module} is not finite in one of the adapters; restore it.")
+            if not _finite(a, b):
+                raise UserError(f"{module} leaves the range of float32 when it is merged; choose other weights.")
             merged[module], lost = {"lora_a": np.asarray(a), "lora_b": np.asarray(b)}, max(lost, float(share))
         scale = LoRA(self.adapters[0].settings, self.arch).scale if self.config.method == "lora_factor" else 1.0
         line = f"{output}: {self.config.method} of {len(self.adapters)} adapters, rank {self.rank}"
@@ -117,6 +117,9 @@ class AdapterPlan:
 
     def _merge(self, module: str) -> tuple[Factors, float]:
         factors = [self._factors(adapter, module) for adapter in self.adapters]
+        for path, pair in zip(self.config.models, factors):
+            if not _finite(*pair):
+                raise UserError(f"{path}: {module} holds numbers that are not finite; restore it.")
         if self.config.method == "lora_factor":
             return mean_factors(factors, self.weights), 0.0
         scales = [LoRA(adapter.settings, self.arch).scale for adapter in self.adapters]
@@ -143,6 +146,10 @@ class AdapterPlan:
             "versions": {"jaxsft": __version__, "jax": jax.__version__, "numpy": np.__version__},
             "result": line,
         }
+
+
+def _finite(*arrays: jax.Array) -> bool:
+    return all(bool(jnp.isfinite(array).all()) for array in arrays)
 
 
 def plan_adapters(config: MergeConfig) -> AdapterPlan:

@@ -5,6 +5,7 @@ written. With several devices each tensor is split over them. The folder appears
 `merge.json`: method, settings, sources with their fingerprints, versions, and what rounding lost.
 """
 
+import contextlib
 import json
 import platform
 import tempfile
@@ -22,6 +23,7 @@ from jaxsft.config import MergeConfig
 from jaxsft.errors import UserError
 from jaxsft.files import check_new_folder, new_folder, write_json
 from jaxsft.merging.adapters import AdapterPlan, plan_adapters
+from jaxsft.merging.ahead import ReadAhead
 from jaxsft.merging.factors import ADAPTER_METHODS
 from jaxsft.merging.linear import on_host, wide
 from jaxsft.merging.plan import Plan, make_plan
@@ -75,8 +77,7 @@ class Merge:
     @property
     def fingerprints(self) -> list[str]:
         """Of the models and the base."""
-        plan = self._plan
-        return [source.fingerprint for source in [*plan.models, *filter(None, [plan.base])]]
+        return [source.fingerprint for source in self._plan.sources]
 
     def carry_out(self, output: epath.PathLike) -> str:
         """See `merge`."""
@@ -103,12 +104,14 @@ def merge_or_find(config: MergeConfig, output: epath.PathLike) -> str:
 
 def _carry_out(plan: Plan, output: epath.PathLike) -> str:
     check_new_folder(output)
-    kind = METHODS[plan.config.method].statistics
-    if not kind:
-        return _write(plan, _Work(plan, []), output)
-    with tempfile.TemporaryDirectory(prefix="statistics-") as folder:
-        measured = measure(plan.config, kind, epath.Path(folder), plan.mesh)
-        return _write(plan, _Work(plan, measured), output)
+    kind, measured = METHODS[plan.config.method].statistics, []
+    with contextlib.ExitStack() as held:
+        if kind:
+            folder = held.enter_context(tempfile.TemporaryDirectory(prefix="statistics-"))
+            measured = measure(plan.config, kind, epath.Path(folder), plan.mesh)
+        load = lambda tensor: [_load(source, tensor, plan.mesh) for source in plan.sources]
+        ahead = held.enter_context(ReadAhead(plan.tensors, load, len(plan.sources), plan.arrays))
+        return _write(plan, _Work(plan, measured, ahead), output)
 
 
 def _write(plan: Plan, work: "_Work", output: epath.PathLike) -> str:
@@ -137,12 +140,12 @@ def _write(plan: Plan, work: "_Work", output: epath.PathLike) -> str:
 class _Work:
     """Merges tensor by tensor, and keeps count of what rounding loses."""
 
-    def __init__(self, plan: Plan, measured: list[Statistics]):
-        self._plan, self._measured = plan, measured
+    def __init__(self, plan: Plan, measured: list[Statistics], ahead: ReadAhead):
+        self._plan, self._measured, self._ahead = plan, measured, ahead
         self._lost = self._moved = 0.0  # squared norms, of the rounding error and of the update
 
     def produce(self, tensor: Tensor) -> np.ndarray:
-        """The merged tensor on the host.
+        """The merged tensor on the host; called for each in the plan's order.
 
         Raises:
           UserError: for a source that holds numbers that are not finite, and a result that leaves the dtype's range.
@@ -162,9 +165,8 @@ class _Work:
     def _merged(self, tensor: Tensor) -> tuple[jax.Array, jax.Array]:
         """The merged tensor, wide, and what its update is from; the other models' are let go of."""
         plan = self._plan
-        sources = [*plan.models, *([] if plan.base is None else [plan.base])]
-        arrays = [_load(source, tensor, plan.mesh) for source in sources]
-        for source, finite in zip(sources, on_host(_finite(tuple(arrays)))):
+        arrays = self._ahead.take()
+        for source, finite in zip(plan.sources, on_host(_finite(tuple(arrays)))):
             if not finite:
                 raise UserError(f"{source.path}: {tensor.name} holds numbers that are not finite; restore it.")
         weights, density = plan.settings.at(tensor.logical)
@@ -208,7 +210,16 @@ def _load(source: Source, tensor: Tensor, mesh: Mesh) -> jax.Array:
 
 @jax.jit
 def _finite(arrays: tuple[jax.Array, ...]) -> jax.Array:
-    return jnp.stack([jnp.isfinite(array).all() for array in arrays])
+    return jnp.stack([_all_finite(array) for array in arrays])
+
+
+def _all_finite(x: jax.Array) -> jax.Array:
+    """By sums of rows, which one number that is none spoils: on a CPU an eighth of the time of asking each number.
+
+    They are scaled so that none of float32's numbers adds up beyond its range. A maximum would not do: XLA's may lose
+    a NaN on CPUs.
+    """
+    return jnp.isfinite(jnp.sum(wide(x) * 2.0**-40, axis=-1)).all()
 
 
 class _Rounded(NamedTuple):
@@ -227,7 +238,7 @@ def _rounding(merged: jax.Array, start: jax.Array, dtype: Any) -> _Rounded:
     rounded = merged.astype(dtype)
     squares = lambda x: jnp.sum(x**2, axis=-1)
     lost, moved = squares(wide(rounded) - merged), squares(merged - wide(start))
-    return _Rounded(rounded, lost, moved, jnp.isfinite(rounded).all())
+    return _Rounded(rounded, lost, moved, _all_finite(rounded))
 
 
 _rounder = jax.jit(_rounding, static_argnames="dtype")

@@ -59,6 +59,16 @@ class Plan:
     notes: list[str]
 
     @property
+    def sources(self) -> list[Source]:
+        """The models, and the base if there is one."""
+        return [*self.models, *filter(None, [self.base])]
+
+    @property
+    def arrays(self) -> int:
+        """So many arrays of a tensor's size exist at most while it is merged, in float32."""
+        return METHODS[self.config.method].arrays(len(self.models)) + (self.base is not None)
+
+    @property
     def last(self) -> Source:
         """The model whose tokenizer, chat template and dtype the result has."""
         return self.models[-1]
@@ -78,13 +88,12 @@ class Plan:
             lines.append(f"  {count} tensors: {', '.join(parts) or 'no settings'}")
         numbers = sum(tensor.size for tensor in self.tensors)
         largest = max(tensor.size for tensor in self.tensors) * 4
-        held = method.arrays(len(self.models)) + (self.base is not None)
         lines.append(
             f"  writes {len(self.tensors)} tensors, {numbers * self.dtype.itemsize / 1e9:.3g} GB of {self.dtype.name}; "
-            f"holds {held * largest / 1e9:.3g} GB at most over {self.mesh.size} "
+            f"holds {self.arrays * largest / 1e9:.3g} GB at most over {self.mesh.size} "
             f"device{'s' if self.mesh.size > 1 else ''}"
         )
-        for source in [*self.models, *filter(None, [self.base])]:
+        for source in self.sources:
             if source.whole:
                 lines.append(f"  besides, {source.path} is opened whole: {numbers * 4 / 1e9:.3g} GB")
         return lines + [f"  note: {note}" for note in self.notes]

@@ -57,7 +57,7 @@ def measure(config: MergeConfig, kind: str, folder: epath.Path, mesh: Mesh) -> l
       mesh: the devices.
 
     Raises:
-      UserError: for data that is not named or cannot be read, and with several processes.
+      UserError: for data that is not named or cannot be read, with several processes, and for a full disk.
     """
     if jax.process_count() > 1:
         raise UserError(f"the method {config.method!r} measures models in one process; start it on one host.")
@@ -69,7 +69,13 @@ def measure(config: MergeConfig, kind: str, folder: epath.Path, mesh: Mesh) -> l
             model = dataclasses.replace(model, params=model.merged(), adapters=None, method=None, parts=None)
         arrays = (_fisher if kind == "fisher" else _grams)(model, data, config, mesh)
         file = folder / f"{k}.safetensors"
-        tensorfiles.write(file, {n: (a.dtype, a.shape) for n, a in arrays.items()}, arrays.__getitem__)
+        try:
+            tensorfiles.write(file, {n: (a.dtype, a.shape) for n, a in arrays.items()}, arrays.__getitem__)
+        except OSError as error:
+            raise UserError(
+                f"what was measured of {path} cannot be written to {folder}: {error.strerror or error}; set TMPDIR to "
+                "a folder with more room."
+            ) from error
         found.append(Statistics(file))
     return found
 

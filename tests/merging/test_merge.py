@@ -15,7 +15,7 @@ import pytest
 
 from jaxsft.config import MergeConfig, MergeRule, MeshConfig, ModelConfig
 from jaxsft.errors import UserError
-from jaxsft.merging.merge import merge, merge_or_find
+from jaxsft.merging.merge import _finite, merge, merge_or_find, plan
 from jaxsft.merging.plan import make_plan
 from jaxsft.merging.registry import METHODS
 from jaxsft.merging.settings import Settings
@@ -301,6 +301,29 @@ def test_a_broken_source_is_named_and_leaves_nothing(folders, tmp_path, change, 
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_one_number_that_is_none_is_found_wherever_it_is(dtype, bad):
+    """In few and in many rows; beside it the largest numbers that there are are finite."""
+    for shape in ((7,), (1, 70_000), (900, 33)):
+        array = np.asarray(jax.random.normal(jax.random.key(1), shape) * 1e30, dtype)
+        for place in (0, array.size // 2, array.size - 1):
+            broken = array.copy()
+            broken.flat[place] = bad
+            assert _finite((jnp.asarray(array), jnp.asarray(broken))).tolist() == [True, False]
+
+
+def test_a_source_that_shrinks_while_it_is_read_is_named(folders, tmp_path):
+    shutil.copytree(folders / "two", tmp_path / "two")
+    planned = plan(MergeConfig(models=(str(folders / "one"), str(tmp_path / "two"))))
+    os.truncate(tmp_path / "two" / "model.safetensors", 40_000)
+    with pytest.raises(UserError, match=r"two/model\.safetensors ended while model\..* was read; download it again"):
+        planned.carry_out(tmp_path / "merged")
+    with pytest.raises(UserError, match=r"two/model\.safetensors is no whole safetensors file"):
+        plan(MergeConfig(models=(str(folders / "one"), str(tmp_path / "two"))))
+    assert [path.name for path in tmp_path.iterdir()] == ["two"]
+
+
 FAULT = """
     import os, resource, signal, sys
     from jaxsft.cli import main
@@ -335,6 +358,29 @@ def test_a_full_disk_and_a_kill_leave_no_half_model(folders, tmp_path):
     assert not (tmp_path / "merged").exists()
     assert merged("none").returncode == 0  # what the kill left is hidden and in nobody's way
     loaded(tmp_path / "merged")
+
+
+SMALL_DISK = """
+    mount -t tmpfs -o size=64k tmpfs "$1" && shift
+    "$@" && exit 9
+    ls -A "$0"
+"""
+
+
+def test_a_full_disk_is_said(folders, tmp_path):
+    """A real one of 64 KiB, in a mount namespace of its own, where the system lets users have them."""
+    (tmp_path / "disk").mkdir()
+    private = ["unshare", "--user", "--map-root-user", "--mount"]
+    if (
+        not shutil.which("unshare")
+        or run([*private, "mount", "-t", "tmpfs", "tmpfs", str(tmp_path / "disk")]).returncode
+    ):
+        pytest.skip("needs user namespaces to mount a small disk")
+    disk, models = str(tmp_path / "disk"), [str(folders / "one"), str(folders / "two")]
+    merging = [sys.executable, "-c", textwrap.dedent(FAULT), "none", f"{disk}/merged", *models]
+    done = run([*private, "sh", "-c", textwrap.dedent(SMALL_DISK), disk, disk, *merging])
+    assert done.returncode == 0 and done.stdout == "", "nothing is left on it"
+    assert done.stderr.strip().endswith(f"error: {disk}/merged cannot be written: {os.strerror(errno.ENOSPC)}.")
 
 
 def test_a_stage_finds_what_it_left(folders, tmp_path):

@@ -113,6 +113,24 @@ def test_a_folder_of_factors_is_merged_kernel_by_kernel(folders, tmp_path):
         np.testing.assert_allclose(got[name], base[name] + added[0][name] + added[1][name], rtol=1e-5, atol=1e-5)
 
 
+def test_a_broken_adapter_is_named(folders, tmp_path):
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(folders / "b", tmp_path / "broken")
+    file = tmp_path / "broken" / "adapter_model.safetensors"
+    factors = load_file(file)
+    name = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
+    factors[name][2, 3] = np.nan
+    save_file(factors, file)
+    config = MergeConfig("lora_concat", (str(folders / "a"), str(tmp_path / "broken")))
+    with pytest.raises(UserError, match=r"broken: layers\.1\.attn\.q_proj holds numbers that are not finite"):
+        merge(config, tmp_path / "merged")
+    config = MergeConfig("lora_concat", (str(folders / "a"), str(folders / "b")), weights=(1e300, 1.0))
+    with pytest.raises(UserError, match=r"layers\.0\.attn\.q_proj leaves the range of float32"):
+        merge(config, tmp_path / "merged")
+    assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
 def test_what_cannot_be(folders, tmp_path):
     def refuse(message, method="lora_concat", models=("a", "b"), **fields):
         with pytest.raises(UserError, match=message):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import resource
 import tempfile
 
 import jax
@@ -118,3 +119,17 @@ def test_models_whose_statistics_do_not_line_up_are_refused(made, tmp_path):
     config.models = (config.models[0], str(tmp_path / "tied"))
     with pytest.raises(UserError, match="differ in their tokenizer or in tying"):
         merge(config, tmp_path / "merged")
+
+
+def test_a_disk_that_is_full_of_statistics_is_said(made, tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    config = config_of(made, "fisher")
+    merge(config, tmp_path / "first")  # prepares the data
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, limits[1]))  # of a file, in bytes
+        with pytest.raises(UserError, match=rf"measured of {made}/one cannot be written to .*; set TMPDIR to a folder"):
+            merge(config, tmp_path / "merged")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in tmp_path.iterdir()] == ["first"]
