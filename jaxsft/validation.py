@@ -32,6 +32,7 @@ CHOICES = {
         "score",
         "disperse",
         "merge",
+        "search",
         "evaluate",
     ),  # the names in `jaxsft.recipes.stages.KINDS`
     "reduction": ("token_mean", "example_mean"),
@@ -56,6 +57,7 @@ CHOICES = {
     "variant": ("ag", "ma"),
     "policy": ("linear", "cosine"),
     "SpIELConfig.dtype": ("float32", "bfloat16"),
+    "SearchConfig.kind": ("grid", "nelder_mead"),
     "PruneConfig.score": ("wanda", "magnitude"),
     "CompressConfig.counts": ("stored", "codes"),
     "OptimizerConfig.name": ("adamw", "adafactor", "lion", "sm3", "muon"),
@@ -69,6 +71,7 @@ POSITIVE = {
     "reselect_every", "phase", "rate",
     "cycles",
     "size_ratio", "group_size",
+    "cells", "most", "budget",
 }  # fmt: skip
 NOT_NEGATIVE = {
     "SourceConfig.weight", "max_dropped", "dropout", "z_loss", "label_smoothing", "final_ratio", "weight_decay",

@@ -43,10 +43,10 @@ def reference() -> str:
 
 
 def roots() -> list[type]:
-    """The dataclasses of `jaxsft.config` that no other holds or extends, and `TrainConfig`, which comes first."""
+    """The dataclasses of `jaxsft.config` that no other holds or extends, or that are configs by themselves too."""
     kinds = [kind for kind in vars(config).values() if inspect.isclass(kind) and dataclasses.is_dataclass(kind)]
     inner = {held for kind in kinds for _, held, _ in children(kind)} | {base for k in kinds for base in k.__mro__[1:]}
-    inner -= {config.TrainConfig}  # which a recipe holds, and which is a config by itself
+    inner -= {config.TrainConfig, config.MergeConfig}  # which a recipe and a search hold
     return sorted((kind for kind in kinds if kind not in inner), key=lambda kind: kind is not config.TrainConfig)
 
 

@@ -35,6 +35,7 @@ from jaxsft.config import (
     RecipeConfig,
     RegularizersConfig,
     ScoreConfig,
+    SearchConfig,
     SourceConfig,
     SpIELConfig,
     StageConfig,
@@ -59,6 +60,7 @@ from jaxsft.evaluation.multiple_choice import Question, choose
 from jaxsft.evaluation.registry import FIGURES, HEADLINES
 from jaxsft.merging.plan import make_plan
 from jaxsft.merging.trees import merge_trees
+from jaxsft.merging.weighing import Space, minimise
 from jaxsft.models.decoder import Decoder
 from jaxsft.models.projection import Context
 from jaxsft.models.quantized import quantize_params
@@ -88,6 +90,7 @@ KINDS = (
     RecipeConfig,
     PruneConfig,
     MergeConfig,
+    SearchConfig,
 )
 
 
@@ -387,6 +390,12 @@ def _cut(choice, tmp_path):
     return tuple(dispersal._cut(config, tmp_path, None, dataset, np.arange(5), np.arange(5)).parts.tolist())
 
 
+def _tried(choice, tmp_path):
+    tried = []
+    minimise(choice, Space((1, 1), True), lambda w: tried.append(w) or (w[0] - 0.3) ** 2, 2, 9)
+    return tuple(tried)
+
+
 def _mean(choice, tmp_path):
     decoder = Decoder(llama())
     batch = make_batch([random_examples(1, 9)], 9, 1)
@@ -462,6 +471,7 @@ READERS = {
     "trim": (lambda choice, _: _merge_trees("ties", trim=choice), None),
     "rescale": (lambda choice, _: [_merge_trees(m, rescale=choice) for m in ("ties", "dare_linear")].__repr__(), None),
     "vocabulary": (_vocabulary, None),
+    "SearchConfig.kind": (_tried, None),
     "StageConfig.kind": (lambda choice, _: stages.KINDS[choice].config.__name__, None),
     "l1_on": (_l1_on, {"change": 0.0, "weights": 2.0}),
     "schedule": (_schedule, None),

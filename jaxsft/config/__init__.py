@@ -9,7 +9,7 @@ from jaxsft.config.compression import CompressConfig
 from jaxsft.config.data import ClassesConfig, DataConfig, DCoTConfig, MixtureConfig, SourceConfig, TypesConfig
 from jaxsft.config.evaluation import EvalConfig, EvaluateConfig, SuiteConfig, TaskConfig
 from jaxsft.config.jobs import DisperseConfig, RecipeConfig, ScoreConfig, StageConfig
-from jaxsft.config.merging import MergeConfig, MergeRule
+from jaxsft.config.merging import MergeConfig, MergeRule, SearchConfig
 from jaxsft.config.model import MeshConfig, ModelConfig, NewModelConfig
 from jaxsft.config.objective import ObjectiveConfig, ReferenceConfig, RegularizersConfig
 from jaxsft.config.pruning import DSnoTConfig, PruneConfig
@@ -43,6 +43,7 @@ __all__ = [
     "RegularizersConfig",
     "SPPConfig",
     "ScoreConfig",
+    "SearchConfig",
     "SourceConfig",
     "SpIELConfig",
     "StageConfig",

@@ -3,6 +3,7 @@
 import dataclasses
 
 from jaxsft.config.data import DataConfig
+from jaxsft.config.evaluation import TaskConfig
 from jaxsft.config.model import MeshConfig
 
 
@@ -80,3 +81,29 @@ class MergeConfig:
     dtype: str = "auto"
     seed: int = 0
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+
+@dataclasses.dataclass
+class SearchConfig:
+    """A merge whose weights `scripts/search_merge.py` chooses by validation data. Never let that be the test data.
+
+    Attributes:
+      merge: what is merged and how; the search starts from its weights.
+      tasks: of the kind "perplexity": what the merged model is measured on.
+      factors: one for each task; what is made least is the sum of factor times negative log-likelihood a token. () is 1
+        for each.
+      kind: "grid" (all weights that are multiples of 1 / `cells`), or "nelder_mead" (a simplex that walks downhill, for
+        more models or finer weights).
+      cells: of the grid: into so many parts the range of a weight is cut.
+      most: the largest weight that is tried, where the merge does not divide by their sum; where it does they add up to
+        1.
+      budget: so many weights are tried at most.
+    """
+
+    merge: MergeConfig = dataclasses.field(default_factory=MergeConfig)
+    tasks: list[TaskConfig] = dataclasses.field(default_factory=list)
+    factors: tuple[float, ...] = ()
+    kind: str = "grid"
+    cells: int = 4
+    most: float = 1.0
+    budget: int = 50

@@ -9,6 +9,7 @@ import contextlib
 import json
 import platform
 import tempfile
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -104,6 +105,17 @@ def merge_or_find(config: MergeConfig, output: epath.PathLike) -> str:
 
 def _carry_out(plan: Plan, output: epath.PathLike) -> str:
     check_new_folder(output)
+    with working(plan) as work:
+        return _write(plan, work, output)
+
+
+@contextlib.contextmanager
+def working(plan: Plan) -> Iterator["Work"]:
+    """What merges the tensors of a plan, with the statistics that its method needs.
+
+    Raises:
+      UserError: see `jaxsft.merging.statistics.measure`.
+    """
     kind, measured = METHODS[plan.config.method].statistics, []
     with contextlib.ExitStack() as held:
         if kind:
@@ -111,10 +123,10 @@ def _carry_out(plan: Plan, output: epath.PathLike) -> str:
             measured = measure(plan.config, kind, epath.Path(folder), plan.mesh)
         load = lambda tensor: [_load(source, tensor, plan.mesh) for source in plan.sources]
         ahead = held.enter_context(ReadAhead(plan.tensors, load, len(plan.sources), plan.arrays))
-        return _write(plan, _Work(plan, measured, ahead), output)
+        yield Work(plan, measured, ahead)
 
 
-def _write(plan: Plan, work: "_Work", output: epath.PathLike) -> str:
+def _write(plan: Plan, work: "Work", output: epath.PathLike) -> str:
     tensors = {tensor.name: tensor for tensor in plan.tensors}
     if jax.process_index():
         for tensor in plan.tensors:  # takes part in what is split over processes
@@ -137,7 +149,7 @@ def _write(plan: Plan, work: "_Work", output: epath.PathLike) -> str:
     return line
 
 
-class _Work:
+class Work:
     """Merges tensor by tensor, and keeps count of what rounding loses."""
 
     def __init__(self, plan: Plan, measured: list[Statistics], ahead: ReadAhead):
@@ -244,7 +256,7 @@ def _rounding(merged: jax.Array, start: jax.Array, dtype: Any) -> _Rounded:
 _rounder = jax.jit(_rounding, static_argnames="dtype")
 
 
-def _manifest(plan: Plan, work: _Work, line: str) -> dict[str, Any]:
+def _manifest(plan: Plan, work: Work, line: str) -> dict[str, Any]:
     name = lambda source: {"path": source.path, "fingerprint": source.fingerprint}
     versions = {"jaxsft": __version__, "jax": jax.__version__, "numpy": np.__version__}
     return {

@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from jaxsft.config import DisperseConfig, MergeConfig, ScoreConfig, SuiteConfig, TrainConfig
+from jaxsft.config import DisperseConfig, MergeConfig, ScoreConfig, SearchConfig, SuiteConfig, TrainConfig
 from jaxsft.dispersal.run import PARTS, disperse
 from jaxsft.evaluation.suite import evaluate
 from jaxsft.merging.merge import merge_or_find
+from jaxsft.merging.search import MERGED, search
 from jaxsft.models.checkpoint import fingerprint
 from jaxsft.scoring.confidence import score_confidence
 from jaxsft.training.restore import weights_fingerprint
@@ -55,5 +56,6 @@ KINDS: dict[str, Kind] = {
     "score": Kind(ScoreConfig, _score, _digest(SCORES)),
     "disperse": Kind(DisperseConfig, disperse, _digest(PARTS)),
     "merge": Kind(MergeConfig, merge_or_find, fingerprint),
+    "search": Kind(SearchConfig, search, lambda folder: fingerprint(folder / MERGED)),
     "evaluate": Kind(SuiteConfig, _evaluate, _digest(EVALUATION)),
 }
