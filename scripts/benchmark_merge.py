@@ -2,7 +2,8 @@
 
 A Llama of `--shape` in bfloat16 and models near it are written to a temporary folder; each method merges them in a
 process of its own, by `scripts/merge.py` on one CPU device and, with `--mergekit` (a Python that has it), by mergekit,
-one after the other. Peak memory is the highest resident size of the process, imports and mapped files included.
+one after the other. CPU time is that of all threads, and says more than seconds where other work shares the cores. Peak
+memory is the highest resident size of the process, imports and mapped files included.
 """
 
 import json
@@ -34,6 +35,7 @@ METHODS = {"linear": {}, "ties": {"density": 0.3}}
 SHAPE = flags.DEFINE_enum("shape", "1b", list(SHAPES), "The models.")
 MODELS = flags.DEFINE_integer("models", 2, "How many are merged.")
 MERGEKIT = flags.DEFINE_string("mergekit", "", "A Python that has mergekit; without it this library alone is timed.")
+ONLY = flags.DEFINE_list("methods", list(METHODS), "Which merges.")
 OUTPUT = flags.DEFINE_string("output", "", "A JSON file for the figures.")
 FOLDER = flags.DEFINE_string("folder", "", "Where the models are written; default: the system's temporary folder.")
 
@@ -41,21 +43,25 @@ FOLDER = flags.DEFINE_string("folder", "", "Where the models are written; defaul
 def main() -> str:
     if MODELS.value < 2:
         raise UserError(f"--models is {MODELS.value}; merge two or more.")
+    if unknown := set(ONLY.value) - METHODS.keys():
+        raise UserError(f"--methods names {', '.join(sorted(unknown))}; known are {', '.join(METHODS)}.")
     rows = []
     with tempfile.TemporaryDirectory(dir=FOLDER.value or None) as folder:
         names = [str(Path(folder) / name) for name in ["base", *(f"model{k}" for k in range(MODELS.value))]]
         sizes = [_write(name, k) for k, name in enumerate(names)]
         numbers = sizes[0]
         print(f"{MODELS.value} models of {numbers / 1e9:.3g}e9 parameters and their base, bfloat16", flush=True)
-        for method, settings in METHODS.items():
+        for method in ONLY.value:
+            settings = METHODS[method]
             commands = {"jaxsft": _ours(method, settings, names)}
             if MERGEKIT.value:
                 commands["mergekit"] = _mergekit(method, settings, names, Path(folder))
             for who, command in commands.items():
                 output = str(Path(folder) / f"{who}_{method}")
-                seconds, peak = _time([argument.replace("OUTPUT", output) for argument in command])
-                rows.append({"method": method, "by": who, "seconds": seconds, "peak_bytes": peak})
-                print(f"{method:8} {who:9} {seconds:7.1f} s  {peak / 1e9:6.2f} GB", flush=True)
+                seconds, cpu, peak = _time([argument.replace("OUTPUT", output) for argument in command])
+                row = {"method": method, "by": who, "seconds": seconds, "cpu_seconds": cpu, "peak_bytes": peak}
+                rows.append(row)
+                print(f"{method:8} {who:9} {seconds:7.1f} s  {cpu:7.1f} s of CPU  {peak / 1e9:6.2f} GB", flush=True)
                 subprocess.run(["rm", "-rf", output], check=True)
     figures = {
         "shape": SHAPE.value,
@@ -112,8 +118,8 @@ def _mergekit(method: str, settings: dict[str, float], names: list[str], folder:
     return [MERGEKIT.value, "-c", run, str(file), "OUTPUT", "--no-copy-tokenizer", "--no-write-model-card"]
 
 
-def _time(command: list[str]) -> tuple[float, int]:
-    """Seconds, and the peak resident size in bytes."""
+def _time(command: list[str]) -> tuple[float, float, int]:
+    """Seconds, seconds of CPU, and the peak resident size in bytes."""
     start = time.perf_counter()
     changes = {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "HF_HUB_OFFLINE": "1"}
     with tempfile.TemporaryFile("w+") as errors:
@@ -122,7 +128,7 @@ def _time(command: list[str]) -> tuple[float, int]:
         if status:
             errors.seek(0)
             raise UserError(f"{command[0]} failed: {errors.read().strip().splitlines()[-1]}.")
-    return time.perf_counter() - start, usage.ru_maxrss * 1024
+    return time.perf_counter() - start, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024
 
 
 if __name__ == "__main__":

@@ -91,6 +91,7 @@ KINDS = (
     PruneConfig,
     MergeConfig,
     SearchConfig,
+    CompressConfig,
 )
 
 
