@@ -33,6 +33,7 @@ CHOICES = {
         "disperse",
         "merge",
         "search",
+        "compress",
         "evaluate",
     ),  # the names in `jaxsft.recipes.stages.KINDS`
     "reduction": ("token_mean", "example_mean"),

@@ -17,5 +17,5 @@ def get_config() -> CompressConfig:
     config.size_ratio = 16.0
     config.counts = "stored"  # "codes" leaves scales uncounted: the paper's 968 columns at 2 bits for 4096 x 4096
     config.group_size = 128
-    config.search = True  # False spans a group's codes from its smallest to its largest entry, as the paper does
+    config.refine = True  # False spans a group's codes from its smallest to its largest entry, as the paper does
     return config

@@ -6,8 +6,11 @@ largest singular values, and the vectors of larger ones are coded by more bits,
     W_tuned ~ W_base + sum_g U^_g diag(s_g) V^_g^T.
 
 Here codes are rounded to nearest; the paper's are corrected by GPTQ on calibration data, group after group. A scale is
-that of neighbouring entries of one singular vector, in U as in V, and singular values are float32: both together take
-less than a bit in a hundred of the codes' more than the paper's.
+that of neighbouring entries of one singular vector, in U as in V, and singular values are float32.
+
+Codes whose scales were narrowed for their squared error stand for vectors that are too short. Their singular value is
+made up for it, s_i / (<u_i, u^_i> <v_i, v^_i>), so that as much of the i-th term is in the coded one as in itself; but
+not by more than a factor of 2, above which a term may do more harm than one that is left out.
 """
 
 import dataclasses
@@ -80,18 +83,28 @@ def rank(factors: Factors, tuned: np.ndarray, base: np.ndarray) -> int:
     return int((factors.values > noise).sum())
 
 
-def encode(factors: Factors, groups: Sequence[Group], group_size: int, search: bool = True) -> Coded:
-    """Codes as many of the singular vectors as the groups hold, which must not be more than there are."""
+def encode(factors: Factors, groups: Sequence[Group], group_size: int, refine: bool = True) -> Coded:
+    """Codes as many of the singular vectors as the groups hold, which must not be more than there are.
+
+    Args:
+      factors: of the change.
+      groups: of one column or more each.
+      group_size: entries that share a scale.
+      refine: whether scales are narrowed and singular values make up for it.
+    """
     scales, codes, start = [], [], 0
+    kept = np.ones(len(factors.values), np.float32)  # of each term, <u, u^> <v, v^>
     for bits, columns in groups:
-        for vectors in (factors.left, factors.right):
-            coded = quantize(vectors[start : start + columns], bits, group_size, search)
+        own = slice(start, start + columns)
+        for vectors in (factors.left[own], factors.right[own]):
+            coded = quantize(vectors, bits, group_size, refine)
+            kept[own] *= np.sum(vectors * dequantize(coded, group_size), axis=1)
             scales.append(coded.scales.reshape(-1))
             codes += [pack(coded.zeros, bits), pack(coded.codes, bits)]
         start += columns
     shape = factors.left.shape[1], factors.right.shape[1]
-    values = factors.values[:start].astype(np.float32)
-    return Coded(shape, tuple(groups), group_size, values, np.concatenate(scales), np.concatenate(codes))
+    values = factors.values / np.maximum(kept, 0.5) if refine else factors.values
+    return Coded(shape, tuple(groups), group_size, values[:start], np.concatenate(scales), np.concatenate(codes))
 
 
 def decode(coded: Coded) -> Factors:

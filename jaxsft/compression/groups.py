@@ -42,7 +42,7 @@ def choose(config: CompressConfig, shape: Shape) -> tuple[Group, ...]:
     """The groups of a matrix: those of config.columns or, one after the other, what config.size_ratio leaves room for.
 
     The paper's are 2, 32 and the rest at 8, 3 and 2 bits. Where even the first groups do not fit, they are cut, and
-    those behind them get nothing: small matrices keep few singular vectors.
+    those behind them have what little is left: small matrices keep few singular vectors.
 
     Returns:
       Groups that hold at least one column; () where nothing fits.

@@ -27,7 +27,7 @@ def quantize(rows: np.ndarray, bits: int, group_size: int, search: bool = True) 
     The quantiser of Delta-CoMe's code (and of GPTQ's, which it takes it from): s = (max - min) / (2^bits - 1) with
     min <= 0 <= max, z = round(-min / s), q = clip(round(x / s) + z). The scale is rounded up to float16, so that the
     codes still span the entries. A search is the one that GPTQ's code has as `mse`, by the plain squared error: at 2
-    bits it cuts a normal variable's by half.
+    bits it cuts that of normal entries by more than a third.
 
     Args:
       rows: float [rows, length].

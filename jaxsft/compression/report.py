@@ -36,7 +36,7 @@ class Figures(NamedTuple):
 
     @property
     def layer(self) -> str:
-        """Such as `layer 3`."""
+        """Such as `layer 3`; what is in none is as its kind."""
         head, *rest = self.tensor.logical.split(".")
         return f"layer {rest[0]}" if head == "layers" else head
 
@@ -66,14 +66,13 @@ def shares(figures: Iterable[Figures]) -> Shares:
 
 def table(figures: Iterable[Figures]) -> list[str]:
     """A line for each kind of map, for each layer, and for all; none where nothing was compressed."""
-    rows: dict[str, list[Figures]] = collections.defaultdict(list)
     coded = [one for one in figures if one.groups]
-    for one in coded:
-        rows[one.kind].append(one)
-    for one in sorted(coded, key=lambda one: one.layer.startswith("layer ")):
-        rows[one.layer] += [one] if one.layer not in (one.kind,) else []
     if not coded:
         return []
+    layered = [one for one in coded if one.layer != one.kind]
+    rows: dict[str, list[Figures]] = collections.defaultdict(list)
+    for name, one in [*((one.kind, one) for one in coded), *((one.layer, one) for one in layered)]:
+        rows[name].append(one)
     rows["all"] = coded
     width = max(map(len, rows))
     lines = [f"{'':{width}}   error  energy  bits a weight"]

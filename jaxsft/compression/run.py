@@ -114,7 +114,7 @@ def _stored(plan: Plan, planned: Planned) -> tuple[Arrays, Figures] | None:
     a matrix differs by no more than rounding.
 
     Raises:
-      UserError: for numbers that are not finite.
+      UserError: for numbers that are not finite, and changes too large to be decomposed.
     """
     tensor, file, groups = planned
     tuned, base = _read(plan.model, tensor), _read(plan.base, tensor)
@@ -125,10 +125,15 @@ def _stored(plan: Plan, planned: Planned) -> tuple[Arrays, Figures] | None:
         return {tensor.name: array}, Figures(tensor, file, (), array.nbytes)
     change = tuned.astype(np.float32) - base.astype(np.float32)
     factors = decompose(change)
+    if not np.isfinite(factors.values).all():
+        raise UserError(
+            f"the singular values of what changed of {tensor.name} leave the range of float32; leave the tensor out of "
+            "config.targets."
+        )
     groups = cut(groups, rank(factors, tuned, base))
     if not groups:
         return None
-    coded = encode(factors, groups, plan.config.group_size, plan.config.search)
+    coded = encode(factors, groups, plan.config.group_size, plan.config.refine)
     arrays = {f"{tensor.name}.{name}": array for name, array in coded.arrays.items()}
     size = sum(array.nbytes for array in arrays.values())
     missed = change - product(decode(coded))

@@ -21,8 +21,8 @@ class CompressConfig:
         given.
       counts: what `size_ratio` counts: all that is "stored", or the "codes" alone, as the paper does.
       group_size: entries of a singular vector that share a scale and a zero point.
-      search: whether a scale is made smaller where that lowers the squared error of its entries; without it the codes
-        span from the smallest entry to the largest, as in the paper.
+      refine: whether a scale is narrowed where that lowers the squared error of its entries, and singular values make
+        up for it; without it the codes span from the smallest entry to the largest, as in the paper.
       dtype: of the model that is restored, and of what is stored as it is: "float32", "bfloat16", or "auto" for the
         model's own.
     """
@@ -35,6 +35,6 @@ class CompressConfig:
     size_ratio: float = 16.0
     counts: str = "stored"
     group_size: int = 128
-    search: bool = True
+    refine: bool = True
     dtype: str = "auto"
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)

@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 import jax
 from etils import epath
 
-from jaxsft.config import DisperseConfig, MergeConfig, ScoreConfig, SearchConfig, SuiteConfig, TrainConfig
+from jaxsft.compression.run import compress_or_find
+from jaxsft.config import (
+    CompressConfig,
+    DisperseConfig,
+    MergeConfig,
+    ScoreConfig,
+    SearchConfig,
+    SuiteConfig,
+    TrainConfig,
+)
 from jaxsft.dispersal.run import PARTS, disperse
 from jaxsft.evaluation.suite import evaluate
 from jaxsft.merging.merge import merge_or_find
@@ -57,5 +66,6 @@ KINDS: dict[str, Kind] = {
     "disperse": Kind(DisperseConfig, disperse, _digest(PARTS)),
     "merge": Kind(MergeConfig, merge_or_find, fingerprint),
     "search": Kind(SearchConfig, search, lambda folder: fingerprint(folder / MERGED)),
+    "compress": Kind(CompressConfig, compress_or_find, fingerprint),
     "evaluate": Kind(SuiteConfig, _evaluate, _digest(EVALUATION)),
 }
