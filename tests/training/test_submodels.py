@@ -9,11 +9,20 @@ import numpy as np
 import optax
 import pytest
 
-from jaxsft.config import AdapterConfig, LoRAConfig, MeshConfig, OptimizerConfig, TrainConfig
+from jaxsft.config import (
+    AdapterConfig,
+    LoRAConfig,
+    LoRAMoEConfig,
+    MeshConfig,
+    OptimizerConfig,
+    SpIELConfig,
+    TrainConfig,
+)
 from jaxsft.errors import UserError
 from jaxsft.objectives.registry import make_objective
 from jaxsft.sharding import make_mesh
 from jaxsft.training import submodels
+from jaxsft.training.loop import jit_maintenance
 from jaxsft.training.optimizer import Optimizer, make_horizon, make_schedule
 from jaxsft.training.program import abstract_batch, build
 from jaxsft.training.step import make_step
@@ -123,6 +132,43 @@ def test_all_begin_alike_and_part():
         state, _ = program.step(state, frozen, jax.tree.map(jnp.asarray, stacked(step)))
     b = state.params["stacks"]["0"]["0"]["attn"]["q_proj"]["lora_b"]
     assert len({np.asarray(row).tobytes() for row in b}) == len(LENGTHS)
+
+
+KINDS = {
+    "loramoe": LoRAMoEConfig(experts=4, rank=2, dropout=0.1, beta=0.5),
+    "spiel": SpIELConfig(lora_rank=2, reselect_every=3, phase=2),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_other_adapters_at_once(kind):
+    """Balanced experts, and deltas whose support moves between steps: as single runs make them."""
+    settings, steps = config(), 7
+    settings.adapter = AdapterConfig(kind, **{kind: KINDS[kind]})
+
+    def typed(member: int, step: int):
+        batch = batch_of(member, step)
+        types = np.random.default_rng(step).integers(0, 2, (ROWS, SLOTS), np.int32)
+        return dataclasses.replace(batch, extras=batch.extras | {"type": types})
+
+    def run(lengths, batch):
+        program = build(settings, llama(), one_device(), lengths, typed(0, 0))
+        state, frozen = program.initial(program.decoder.init(jax.random.key(1)))
+        maintain, losses = jit_maintenance(program), []
+        with jax.set_mesh(program.mesh):
+            for step in range(1, steps + 1):
+                state, metrics = program.step_at(step)(state, frozen, jax.tree.map(jnp.asarray, batch(step)))
+                losses.append(np.asarray(metrics["loss"]))
+                if maintain and maintain.due(step):
+                    state, _ = maintain.apply(state, frozen.method)
+        return np.array(losses), state
+
+    losses, state = run([steps] * 2, lambda step: submodels.stack([typed(k, step) for k in range(2)]))
+    for member in range(2):
+        own, alone = run(steps, lambda step: typed(member, step))  # noqa: B023
+        np.testing.assert_allclose(losses[:, member], own, rtol=1e-5)
+        close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5)
+        jax.tree.map(close, *((s.params, s.aux) for s in (submodels.take(state, member), alone)))
 
 
 MESHES = {"submodel=4,fsdp=2": MeshConfig(1, 2, 1, 4), "submodel=2,fsdp=2,tensor=2": MeshConfig(1, 2, 2, 2)}

@@ -23,6 +23,7 @@ CASES = {
     "qlora": ("qlora", "accumulate=1"),
     "spiel": ("spiel", "accumulate=1"),
     "spp": ("spp", "accumulate=1"),
+    "submodels": ("lora", "accumulate=1", "submodels=4", "mesh.submodel=2", "mesh.tensor=1"),
 }
 TOPOLOGIES = {"v5e:2x2": (2, 2, 1), "v5p:2x2x2": (4, 2, 1)}  # fsdp, tensor, slices
 
@@ -37,15 +38,15 @@ def planned(tmp_path_factory):
     def of(case, topology, fsdp, tensor, slices):
         output = folder / f"{case}-{topology}.json"
         if output not in known:
-            config, accumulate = CASES[case]
+            config, *more = CASES[case]
             arguments = [
                 sys.executable, str(REPOSITORY / "scripts" / "plan.py"), f"--config={REPOSITORY}/configs/{config}.py",
                 f"--topology={topology}", f"--slices={slices}", f"--output={output}",
             ]  # fmt: skip
             rows = 4 * fsdp * slices
             overrides = [
-                f"model.path={folder}", "data.max_length=256", f"batch_size={rows}", accumulate,
-                f"mesh.fsdp={fsdp}", f"mesh.tensor={tensor}", f"mesh.replica={slices}",
+                f"model.path={folder}", "data.max_length=256", f"batch_size={rows}",
+                f"mesh.fsdp={fsdp}", f"mesh.tensor={tensor}", f"mesh.replica={slices}", *more,
             ]  # fmt: skip
             done = run(arguments + [f"--config.{override}" for override in overrides])
             assert done.returncode == 0, done.stderr[-3000:]
@@ -56,7 +57,7 @@ def planned(tmp_path_factory):
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
-@pytest.mark.parametrize("case", [case for case in CASES if case != "spiel"])
+@pytest.mark.parametrize("case", [case for case in CASES if case not in ("spiel", "submodels")])
 def test_the_step_compiles_for_a_tpu(planned, case, topology):
     check(planned, case, topology)
 
@@ -78,6 +79,15 @@ def check(planned, case, topology):
     assert figures["collectives"]["all-gather"] > 0, "fsdp gathers weights"
     assert figures["collectives"]["all-reduce"] + figures["collectives"]["reduce-scatter"] > 0
     assert figures["kernels"] > 0, "attention is not the TPU kernel"
+
+
+def test_sub_models_share_nothing_but_the_base(planned):
+    """Split over an axis of their own, at the operations of four runs."""
+    one, several = (planned(case, "v5e:2x2", *(TOPOLOGIES["v5e:2x2"])) for case in ("lora", "submodels"))
+    assert several["state"] == pytest.approx(4 * one["state"], rel=1e-3)
+    assert several["frozen"] == one["frozen"], "the base is there once"
+    assert several["state_per_device"] < 1.01 * several["state"] / 2, "a device holds its own sub-models alone"
+    assert several["compiled_flops"] < 1.05 * 4 * one["compiled_flops"]
 
 
 def test_frozen_weights_have_no_gradients(planned):
