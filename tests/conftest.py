@@ -40,6 +40,27 @@ def real_data() -> Path:
     return REAL_DATA
 
 
+@pytest.fixture(scope="session")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A whole model folder; nothing may write there."""
+    from tests.evaluation.folders import make_folder
+
+    path = tmp_path_factory.mktemp("models") / "source"
+    make_folder(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def mesh():
+    """One device's."""
+    import jax
+
+    from jaxsft.config import MeshConfig
+    from jaxsft.sharding import make_mesh
+
+    return make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+
+
 @pytest.fixture(autouse=True)
 def tidied() -> Iterator[None]:
     """Lets compiled programs go, and their memory, where they have become many: a worker makes thousands of them."""

@@ -1,10 +1,14 @@
 """Tiny models and batches that tests share."""
 
+import functools
+
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxsft.data.batch import Batch
 from jaxsft.models.architecture import Architecture
+from jaxsft.models.decoder import Decoder
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"],
@@ -80,4 +84,23 @@ def packed_rows(examples: list, rows: int, length: int, group: int = 1) -> list[
 
 def on_device(batch: Batch) -> Batch:
     """The batch as jax arrays."""
-    return jax.tree.map(jax.numpy.asarray, batch)
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def logits(decoder: Decoder, tokens, params, adapters=None) -> jax.Array:
+    """[B, T, V] of rows that are one example each, as wide as the decoder computes or the parameters are."""
+    dtype = jnp.promote_types(params["norm"]["scale"].dtype, decoder.dtype)
+    return _logits(decoder.arch, dtype, tokens, params, adapters)
+
+
+def logits_of(model) -> np.ndarray:
+    """[1, 40, V] of an open model, for words that every tiny vocabulary has."""
+    return np.asarray(logits(model.decoder, np.arange(40)[None] % 64, model.params, model.adapters))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _logits(arch, dtype, tokens, params, adapters):
+    decoder = Decoder(arch, dtype=dtype, remat="none")
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden = decoder.forward(params, tokens, positions, jnp.ones_like(positions), adapters=adapters).hidden
+    return decoder.head(decoder.head_params(params, adapters), hidden)

@@ -1,6 +1,7 @@
 """LoRA against its equation; PEFT's own numbers are in test_peft.py."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -17,25 +18,19 @@ from jaxsft.models.decoder import Decoder
 from jaxsft.models.projection import Context
 from jaxsft.sharding import make_mesh
 from jaxsft.training.program import abstract_batch, build
+from tests import tiny
 from tests.tiny import llama
 
 ARCH = llama()
 DECODER = Decoder(ARCH, remat="none")
 TOKENS = np.random.default_rng(0).integers(1, 64, (2, 12)).astype(np.int32)
+logits = functools.partial(tiny.logits, DECODER, TOKENS)
 EVERYWHERE = ("embed", "head", "layers.*.attn.*_proj", "layers.*.mlp.*_proj")
 
 
 @pytest.fixture(scope="module")
 def base():
     return DECODER.init(jax.random.key(0))
-
-
-@jax.jit
-def logits(params, adapters):
-    decoder = Decoder(ARCH, dtype=jnp.promote_types(params["norm"]["scale"].dtype, jnp.float32), remat="none")
-    positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
-    hidden = decoder.forward(params, TOKENS, positions, jnp.ones_like(positions), adapters=adapters).hidden
-    return decoder.head(decoder.head_params(params, adapters), hidden)
 
 
 def fresh(base, **fields) -> tuple[LoRA, Parts]:

@@ -1,6 +1,7 @@
 """LoRAMoE's experts against the authors' own module, closed forms and plain LoRA; the constraint: test_balance.py."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,12 +20,14 @@ from jaxsft.models.decoder import Decoder
 from jaxsft.models.projection import Context
 from jaxsft.training.program import parameter_count
 from jaxsft.validation import validate
+from tests import tiny
 from tests.adapters.routed import GOLDEN, golden_node, node, one_example_rows
 from tests.tiny import LLAMA, llama
 
 ARCH = llama()
 DECODER = Decoder(ARCH, remat="none")
 TOKENS = np.random.default_rng(0).integers(1, 64, (2, 12)).astype(np.int32)
+logits = functools.partial(tiny.logits, DECODER, TOKENS)
 EVERYWHERE = ("embed", "layers.*.attn.*_proj", "layers.*.mlp.*_proj")
 
 
@@ -36,13 +39,6 @@ def base():
 def fresh(base, **fields):
     method = LoRAMoE(LoRAMoEConfig(**{"targets": EVERYWHERE} | fields), ARCH)
     return method, method.split(base, jax.random.key(1))
-
-
-@jax.jit
-def logits(params, adapters):
-    positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
-    hidden = DECODER.forward(params, TOKENS, positions, jnp.ones_like(positions), adapters=adapters).hidden
-    return DECODER.head(DECODER.head_params(params, adapters), hidden)
 
 
 def test_forward_loss_and_gradients_are_the_authors():

@@ -17,19 +17,13 @@ from jaxsft.models.checkpoint import load_architecture, load_params
 from jaxsft.models.decoder import Decoder
 from tests.adapters.record_peft_families import FAMILIES, FOLDER, NEW, PROMPT, config, our_adapter, tokens
 from tests.models.make_golden import GOLDEN
+from tests.tiny import logits
 
 
 @functools.cache
 def base(family: str):
     decoder = Decoder(load_architecture(GOLDEN / family), remat="none")
     return decoder, load_params(GOLDEN / family, decoder)
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def logits(decoder, params, adapters, ids):
-    positions = jnp.broadcast_to(jnp.arange(ids.shape[1]), ids.shape)
-    hidden = decoder.forward(params, ids, positions, jnp.ones_like(ids), adapters=adapters).hidden
-    return decoder.head(decoder.head_params(params, adapters), hidden)
 
 
 def model(family, settings, arrays, dtype=jnp.float32):
@@ -49,11 +43,11 @@ def check(family, settings, arrays, computed, name):
     ids = jnp.asarray(tokens())
     expected = computed[f"{name}_logits"]
     assert np.abs(expected - computed["base_logits"]).max() > 0.1, "the adapter does something"
-    np.testing.assert_allclose(logits(decoder, params, adapters, ids), expected, atol=2e-4)
-    np.testing.assert_allclose(logits(decoder, merged, None, ids), expected, atol=2e-4)
+    np.testing.assert_allclose(logits(decoder, ids, params, adapters), expected, atol=2e-4)
+    np.testing.assert_allclose(logits(decoder, ids, merged), expected, atol=2e-4)
     row = np.concatenate([tokens()[:, :PROMPT], np.zeros((2, NEW), np.int32)], 1)
     for at in range(PROMPT, PROMPT + NEW):
-        row[:, at] = np.argmax(logits(decoder, params, adapters, jnp.asarray(row))[:, at - 1], -1)
+        row[:, at] = np.argmax(logits(decoder, jnp.asarray(row), params, adapters)[:, at - 1], -1)
     np.testing.assert_array_equal(row[:, PROMPT:], computed[f"{name}_greedy"])
 
 
@@ -90,8 +84,8 @@ def test_merged_is_unmerged(family):
     ids = jnp.asarray(tokens())
     for dtype, tolerance in ((jnp.float32, 1e-5), (jnp.bfloat16, 0.15)):
         decoder, params, adapters, merged = model(family, settings, arrays, dtype)
-        unmerged, again = logits(decoder, params, adapters, ids), logits(decoder, merged, None, ids)
+        unmerged, again = logits(decoder, ids, params, adapters), logits(decoder, ids, merged)
         scale = float(jnp.abs(unmerged).max())
         assert float(jnp.abs(unmerged - again).max()) <= tolerance * max(scale, 1)
         if dtype == jnp.float32:
-            assert float(jnp.abs(unmerged - logits(decoder, params, None, ids)).max()) > 1e-2, "the adapter is nothing"
+            assert float(jnp.abs(unmerged - logits(decoder, ids, params)).max()) > 1e-2, "the adapter is nothing"

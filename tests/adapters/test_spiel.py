@@ -14,11 +14,11 @@ from jaxsft.errors import UserError
 from jaxsft.models import layout
 from jaxsft.models.decoder import Decoder
 from jaxsft.sharding import make_mesh
-from jaxsft.training.optimizer import make_optimizer
+from jaxsft.training.loop import jit_maintenance
+from jaxsft.training.optimizer import make_horizon, make_optimizer
 from jaxsft.training.program import build
-from jaxsft.training.train import _jit_maintenance
 from jaxsft.validation import validate
-from tests.tiny import llama, make_batch, packed_rows, random_examples
+from tests.tiny import llama, logits, make_batch, packed_rows, random_examples
 
 ARCH = llama()
 DECODER = Decoder(ARCH, remat="none")
@@ -53,7 +53,7 @@ def started(config: TrainConfig, mesh=None):
 def run(config: TrainConfig, mesh=None, stop: int | None = None):
     """The states after each step, and the losses and figures on the way; the support changes where it is due."""
     program, state, frozen = started(config, mesh)
-    maintenance, states, lines = _jit_maintenance(program), [jax.tree.map(np.asarray, state)], []
+    maintenance, states, lines = jit_maintenance(program), [jax.tree.map(np.asarray, state)], []
     with jax.set_mesh(program.mesh):
         for i in range(1, (stop or config.steps) + 1):
             batch = jax.tree.map(lambda x, s: jax.device_put(x, s.sharding), batch_of(i), program.batch)
@@ -70,14 +70,6 @@ def run(config: TrainConfig, mesh=None, stop: int | None = None):
 @pytest.fixture(scope="module")
 def ag():
     return run(config())
-
-
-@jax.jit
-def logits(params, adapters, tokens):
-    decoder = Decoder(ARCH, dtype=jnp.promote_types(params["norm"]["scale"].dtype, jnp.float32), remat="none")
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    out = decoder.forward(params, tokens, positions, jnp.ones_like(positions), adapters=adapters)
-    return decoder.head(decoder.head_params(params, adapters), out.hidden)
 
 
 def moments_of(state):
@@ -134,8 +126,8 @@ def test_a_fresh_support_is_the_base_bit_for_bit():
     program, state, frozen = started(config())
     parts = frozen.parts(state.params, state.aux["method"])
     tokens = batch_of(0).tokens
-    np.testing.assert_array_equal(logits(*program.method.compose(parts, {}), tokens),
-                                  logits(frozen.method["base"], None, tokens))  # fmt: skip
+    np.testing.assert_array_equal(logits(DECODER, tokens, *program.method.compose(parts, {})),
+                                  logits(DECODER, tokens, frozen.method["base"]))  # fmt: skip
     for path, kernel in layout.leaves(program.method.merge(parts)):
         np.testing.assert_array_equal(kernel, layout.get(frozen.method["base"], path))
 
@@ -199,7 +191,7 @@ def test_it_is_full_fine_tuning_under_a_mask(optimizer):
     sums = {path: [np.zeros((3, 1, shapes[path][2])), np.zeros((3, shapes[path][1], 1))] for path in dense}
     b1, b2, eps = settings.optimizer.b1, settings.optimizer.b2, settings.optimizer.eps
     for t in range(1, 4):
-        rate = float(program.optimizer.schedule(t - 1))
+        rate = float(program.optimizer.schedule(t - 1, make_horizon(settings.optimizer, settings.steps)))
         tuned = layout.map_leaves(
             lambda p, x: x + (masks[p[:-1]] * dense[p[:-1]]).reshape(x.shape) if p[:-1] in dense else x, base
         )
@@ -227,7 +219,7 @@ def test_weight_decay_comes_after_the_move():
     method = make_method(config(), ARCH, 10)
     settings = OptimizerConfig(eps=1e-6, weight_decay=0.5, max_grad_norm=0.0)
     params = {"layers": {"delta": jnp.zeros((1, 1))}}
-    transformation = make_optimizer(settings, 10, ARCH, params, method).transformation
+    transformation = make_optimizer(settings, ARCH, params, method).transformation
     state, values = transformation.init(params), []
     for gradient in (1.0, 1.0):
         direction, state = transformation.update(
@@ -320,24 +312,24 @@ def test_merged_is_unmerged(ag):
             frozen.parts(state.params, state.aux["method"]),
         )
         tokens = batch_of(0).tokens
-        unmerged = logits(*program.method.compose(wide, {}), tokens)
-        merged, plain = logits(program.method.merge(wide), None, tokens), logits(wide.frozen["base"], None, tokens)
+        unmerged = logits(DECODER, tokens, *program.method.compose(wide, {}))
+        merged, plain = (logits(DECODER, tokens, tree) for tree in (program.method.merge(wide), wide.frozen["base"]))
     np.testing.assert_allclose(merged, unmerged, rtol=0, atol=1e-12)
     assert np.abs(unmerged - plain).max() > 0.01
 
 
-@pytest.mark.parametrize("variant", ["ag", "ma"])
+@pytest.fixture(scope="module", params=["ag", "ma"])
+def alone(request):
+    """The settings of a variant, and its run on one device."""
+    settings = config(7, variant=request.param)
+    return settings, run(settings)
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_devices_do_not_change_the_support(variant, accumulate):
+def test_devices_do_not_change_the_support(alone, accumulate):
     """The same positions and deltas after two changes as on one device, from four micro-batches or one."""
-    settings = config(7, variant=variant)
-    alone, split = (
-        run(settings),
-        run(
-            dataclasses.replace(settings, batch_size=8, accumulate=accumulate),
-            make_mesh(MeshConfig(1, 2, 2), jax.devices()[:4]),
-        ),
-    )
+    settings, alone = alone
+    split = run(dataclasses.replace(settings, accumulate=accumulate), make_mesh(MeshConfig(1, 2, 2), jax.devices()[:4]))
     for ((path, _), idx, delta), (_, other, values) in zip(*(lists(r[0], r[2][7]) for r in (alone, split))):
         np.testing.assert_array_equal(idx, other, err_msg=str(path))
         np.testing.assert_allclose(delta, values, rtol=1e-3, atol=1e-6, err_msg=str(path))

@@ -1,6 +1,7 @@
 """SPP against its equation in the dense form, and what it is for: zeros that stay."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -19,10 +20,13 @@ from jaxsft.models.projection import Context
 from jaxsft.models.quantized import quantize
 from jaxsft.sharding import make_mesh
 from jaxsft.training.program import build, parameter_count
+from tests import tiny
 from tests.tiny import LLAMA, llama, make_batch, on_device, packed_rows, random_examples
 
 ARCH = llama()
+DECODER = Decoder(ARCH)
 TOKENS = np.random.default_rng(0).integers(1, 64, (2, 12)).astype(np.int32)
+logits = functools.partial(tiny.logits, DECODER, TOKENS)
 EVERYWHERE = ("embed", "head", "layers.*.attn.*_proj", "layers.*.mlp.*_proj")
 
 
@@ -41,15 +45,7 @@ def pruned(params):
 
 @pytest.fixture(scope="module")
 def base():
-    return pruned(Decoder(ARCH).init(jax.random.key(0)))
-
-
-@jax.jit
-def logits(params, adapters):
-    decoder = Decoder(ARCH, dtype=jnp.promote_types(params["norm"]["scale"].dtype, jnp.float32), remat="none")
-    positions = jnp.broadcast_to(jnp.arange(TOKENS.shape[1]), TOKENS.shape)
-    hidden = decoder.forward(params, TOKENS, positions, jnp.ones_like(positions), adapters=adapters).hidden
-    return decoder.head(decoder.head_params(params, adapters), hidden)
+    return pruned(DECODER.init(jax.random.key(0)))
 
 
 def fresh(base, **fields) -> tuple[SPP, Parts]:

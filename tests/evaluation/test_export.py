@@ -9,28 +9,15 @@ from jaxsft.adapters.full import Full
 from jaxsft.adapters.lora import LoRA
 from jaxsft.adapters.method import Parts
 from jaxsft.adapters.peft import load_peft
-from jaxsft.config import LoRAConfig, MeshConfig, ModelConfig
+from jaxsft.config import LoRAConfig, ModelConfig
 from jaxsft.data.templates import BUILT_IN
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
-from jaxsft.sharding import make_mesh
 from jaxsft.training.export import export_hf, export_peft
 from jaxsft.training.restore import OpenModel, open_model
-from tests.evaluation.folders import make_folder
+from tests.tiny import logits_of
 
 CONFIG = ModelConfig(dtype="float32", param_dtype="float32")
-
-
-@pytest.fixture(scope="module")
-def mesh():
-    return make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    path = tmp_path_factory.mktemp("models") / "source"
-    make_folder(path)
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -49,17 +36,11 @@ def lora(source, mesh):
     return OpenModel(plain.decoder, params, adapters, method, parts, tokenizer, "plain", plain.source)
 
 
-def logits(model):
-    row = jnp.arange(40)[None] % 97
-    hidden = model.decoder.forward(model.params, row, jnp.arange(40)[None], jnp.ones_like(row), adapters=model.adapters)
-    return np.asarray(model.decoder.head(model.decoder.head_params(model.params, model.adapters), hidden.hidden))
-
-
 def test_merged_checkpoint_computes_the_same(lora, source, mesh, tmp_path):
     line = export_hf(lora, tmp_path / "out", mesh)
     again = open_model(str(tmp_path / "out"), CONFIG, mesh)
-    np.testing.assert_allclose(logits(again), logits(lora), atol=2e-5)
-    assert np.abs(logits(again) - logits(open_model(str(source), CONFIG, mesh))).max() > 0.01
+    np.testing.assert_allclose(logits_of(again), logits_of(lora), atol=2e-5)
+    assert np.abs(logits_of(again) - logits_of(open_model(str(source), CONFIG, mesh))).max() > 0.01
     assert "float32 checkpoint" in line
     assert again.tokenizer.chat_template == BUILT_IN["plain"]  # others prompt it as it learnt
     assert again.tokenizer.encode("ab").ids == lora.tokenizer.encode("ab").ids
@@ -71,7 +52,7 @@ def test_rounding_is_reported(lora, mesh, tmp_path):
     text, _, change = line.rpartition(" ")
     assert text.endswith("bfloat16 checkpoint; the largest change of a logit by merging and rounding is")
     assert 1e-4 < float(change) < 0.5
-    assert 0.2 < np.abs(logits(again) - logits(lora)).max() / float(change) < 5  # on other tokens
+    assert 0.2 < np.abs(logits_of(again) - logits_of(lora)).max() / float(change) < 5  # on other tokens
     for leaf in jax.tree.leaves(again.params):
         np.testing.assert_array_equal(leaf, leaf.astype(jnp.bfloat16).astype(jnp.float32))
 
@@ -83,7 +64,7 @@ def test_peft_folder(lora, source, tmp_path):
                               "layers.*.attn.v_proj", "layers.1.mlp.up_proj")  # fmt: skip
     again, adapters = LoRA(config, lora.decoder.arch).compose(Parts(params, {"base": lora.params}, {}), {})
     read = OpenModel(lora.decoder, again, adapters, None, None, lora.tokenizer, "plain", lora.source)
-    np.testing.assert_allclose(logits(read), logits(lora), atol=1e-6)
+    np.testing.assert_allclose(logits_of(read), logits_of(lora), atol=1e-6)
     assert (tmp_path / "out" / "chat_template.jinja").read_text() == BUILT_IN["plain"]
 
 
@@ -105,4 +86,4 @@ def test_a_fully_trained_run_is_itself(source, mesh, tmp_path):
     parts = method.split(plain.params, jax.random.key(0))
     run = OpenModel(plain.decoder, plain.params, None, method, parts, plain.tokenizer, "auto", plain.source)
     assert export_hf(run, tmp_path / "out", mesh).endswith(" 0")
-    np.testing.assert_array_equal(logits(open_model(str(tmp_path / "out"), CONFIG, mesh)), logits(plain))
+    np.testing.assert_array_equal(logits_of(open_model(str(tmp_path / "out"), CONFIG, mesh)), logits_of(plain))

@@ -21,17 +21,9 @@ from jaxsft.training.export import export_hf
 from jaxsft.training.restore import open_model
 from jaxsft.training.train import train
 from tests.conftest import REPOSITORY
-from tests.evaluation.folders import make_folder
 from tests.training.conftest import run
 
 SIX = ("layers.*.attn.*_proj", "layers.*.mlp.*_proj")
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    path = tmp_path_factory.mktemp("models") / "source"
-    make_folder(path)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -11,10 +11,9 @@ import pytest
 
 from jaxsft.adapters.folder import Saved, collect, load_adapter, overlay
 from jaxsft.adapters.registry import METHODS
-from jaxsft.config import AdapterConfig, DataConfig, MeshConfig, ModelConfig, TrainConfig
+from jaxsft.config import AdapterConfig, DataConfig, ModelConfig, TrainConfig
 from jaxsft.errors import UserError
 from jaxsft.models import tensorfiles
-from jaxsft.sharding import make_mesh
 from jaxsft.training.export import export_adapter, export_hf, export_peft
 from jaxsft.training.program import abstract_batch, build
 from jaxsft.training.restore import OpenModel, open_model, open_start
@@ -22,25 +21,13 @@ from jaxsft.training.train import train
 from jaxsft.validation import validate
 from tests.conftest import REPOSITORY
 from tests.evaluation.folders import make_folder
-from tests.tiny import llama
+from tests.tiny import llama, logits_of
 from tests.training.conftest import lines
 
 FLOATS = ModelConfig(dtype="float32", param_dtype="float32")
 SETTINGS = {"lora": {"rank": 4, "alpha": 8.0}, "spp": {"rank": 4}}
 TARGETS = ("layers.*.attn.*_proj", "layers.1.mlp.up_proj")
 KINDS = [kind for kind in METHODS if kind != "none"]
-
-
-@pytest.fixture(scope="module")
-def mesh():
-    return make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    path = tmp_path_factory.mktemp("models") / "source"
-    make_folder(path)
-    return path
 
 
 def settings(kind: str) -> AdapterConfig:
@@ -71,20 +58,14 @@ def opened(source, mesh):
     return lambda kind: known.setdefault(kind, make(kind))
 
 
-def logits(model):
-    row = jnp.arange(40)[None] % 97
-    hidden = model.decoder.forward(model.params, row, jnp.arange(40)[None], jnp.ones_like(row), adapters=model.adapters)
-    return np.asarray(model.decoder.head(model.decoder.head_params(model.params, model.adapters), hidden.hidden))
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_folder_of_every_kind(opened, source, mesh, kind, tmp_path):
     """It opens to the same numbers, holds nothing of the base, and says what it is of."""
     model = opened(kind)
     line = export_adapter(model, tmp_path / "out")
     again = open_model(str(tmp_path / "out"), FLOATS, mesh)
-    np.testing.assert_array_equal(logits(again), logits(model))
-    assert np.abs(logits(model) - logits(open_model(str(source), FLOATS, mesh))).max() > 1e-3
+    np.testing.assert_array_equal(logits_of(again), logits_of(model))
+    assert np.abs(logits_of(model) - logits_of(open_model(str(source), FLOATS, mesh))).max() > 1e-3
     assert (again.template, again.source) == ("plain", source) and again.method.config == model.method.config
     card = json.loads((tmp_path / "out" / "adapter.json").read_text())
     assert (card["kind"], card["base"]["name"]) == (kind, str(source)) and card["version"]
@@ -155,7 +136,7 @@ def test_a_folder_that_does_not_fit(opened, source, mesh, tmp_path):
     shutil.copytree(source, moved)
     file.write_text(json.dumps(card | {"base": card["base"] | {"name": "/gone/away"}}))
     again = open_model(str(tmp_path / "out"), dataclasses.replace(FLOATS, base=str(moved)), mesh)
-    np.testing.assert_array_equal(logits(again), logits(opened("spp")))
+    np.testing.assert_array_equal(logits_of(again), logits_of(opened("spp")))
     with pytest.raises(UserError, match=r"is a whole model, so --base .* has no effect"):
         open_model(str(source), dataclasses.replace(FLOATS, base=str(moved)), mesh)
     with pytest.raises(UserError, match="no adapter that could be written"):
@@ -168,10 +149,12 @@ def test_a_peft_folder_opens(opened, source, mesh, tmp_path):
     model = opened("lora")
     export_peft(model, tmp_path / "out")
     again = open_model(str(tmp_path / "out"), FLOATS, mesh)
-    np.testing.assert_allclose(logits(again), logits(model), atol=1e-6)
+    np.testing.assert_allclose(logits_of(again), logits_of(model), atol=1e-6)
     assert again.source == source and again.companions == tmp_path / "out"
     export_hf(again, tmp_path / "merged", mesh)
-    np.testing.assert_allclose(logits(open_model(str(tmp_path / "merged"), FLOATS, mesh)), logits(model), atol=2e-5)
+    np.testing.assert_allclose(
+        logits_of(open_model(str(tmp_path / "merged"), FLOATS, mesh)), logits_of(model), atol=2e-5
+    )
     assert (tmp_path / "merged" / "chat_template.jinja").read_text() == (
         tmp_path / "out" / "chat_template.jinja"
     ).read_text()
@@ -194,7 +177,7 @@ def test_a_hub_name(opened, source, mesh, tmp_path, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
     again = open_model("someone/adapter", FLOATS, mesh)
-    np.testing.assert_allclose(logits(again), logits(opened("lora")), atol=1e-6)
+    np.testing.assert_allclose(logits_of(again), logits_of(opened("lora")), atol=1e-6)
     assert list(asked) == ["someone/adapter"]
 
 

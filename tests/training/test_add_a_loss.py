@@ -48,7 +48,8 @@ def edit(file: Path, hunk: list[str]) -> None:
 def in_copy(checkout: Path, *arguments: str) -> subprocess.CompletedProcess:
     """`python ...` with the copy's packages, in its folder."""
     command = ["env", "-C", str(checkout), f"PYTHONPATH={checkout}", sys.executable, *arguments]
-    return run(command, JAX_ENABLE_COMPILATION_CACHE="false", XLA_FLAGS="--xla_backend_optimization_level=0")
+    quick = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+    return run(command, JAX_ENABLE_COMPILATION_CACHE="false", XLA_FLAGS=quick)
 
 
 def test_the_tests_of_the_page_pass(checkout):

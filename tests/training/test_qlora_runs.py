@@ -24,7 +24,7 @@ from jaxsft.training.program import abstract_batch, build, parameter_count
 from jaxsft.training.restore import check_start_base, open_model
 from jaxsft.training.train import train
 from jaxsft.validation import validate
-from tests.tiny import llama
+from tests.tiny import llama, logits, logits_of
 from tests.training.conftest import lines
 
 EXACT = ModelConfig(dtype="float32", param_dtype="float32")
@@ -54,18 +54,6 @@ def mesh():
     return make_mesh(TrainConfig().mesh)
 
 
-def logits(model, params=None, adapters=None):
-    row = jnp.arange(40)[None] % 320
-    params, adapters = (model.params, model.adapters) if params is None else (params, adapters)
-
-    @jax.jit
-    def run(params, adapters):
-        out = model.decoder.forward(params, row, jnp.arange(40)[None], jnp.ones_like(row), adapters=adapters)
-        return model.decoder.head(model.decoder.head_params(params, adapters), out.hidden)
-
-    return np.asarray(run(params, adapters))
-
-
 def quantized(params):
     return [leaf for _, leaf in layout.leaves(params) if isinstance(leaf, QuantizedKernel)]
 
@@ -78,11 +66,11 @@ def test_only_the_adapter_is_trained_and_kept(trained, model_folder, mesh):
     assert base.method is None and {k.kind for k in quantized(base.params)} == {kind}
     assert len(quantized(model.params)) == 7 and jax.tree.all(jax.tree.map(jnp.array_equal, model.params, base.params))
     assert set(jax.tree.leaves(jax.tree.map(lambda p: p.dtype, model.parts.params))) == {jnp.dtype("float32")}
-    change = np.abs(logits(model) - logits(base)).max()
+    change = np.abs(logits_of(model) - logits_of(base)).max()
     moved = lines(trained)[0]["loss"] - lines(trained)[-1]["loss"]
     assert change > 0.01 and moved > 0.01
     plain = open_model(str(model_folder), EXACT, mesh)
-    assert np.abs(logits(plain) - logits(base)).max() > 1e-4
+    assert np.abs(logits_of(plain) - logits_of(base)).max() > 1e-4
     with pytest.raises(UserError, match="no adapter over a quantised base"):
         plain.merged("full_precision")
 
@@ -92,8 +80,8 @@ def test_a_fresh_adapter_is_the_quantised_base_bit_for_bit(mesh):
     base = quantize_params(decoder.init(jax.random.key(0)), "nf4", True)
     method = LoRA(LoRAConfig(rank=4), decoder.arch)
     params, adapters = method.compose(method.split(base, jax.random.key(1)), {})
-    model = type("Model", (), {"decoder": decoder})()
-    np.testing.assert_array_equal(logits(model, params, adapters), logits(model, base, None))
+    tokens = np.arange(40)[None]
+    np.testing.assert_array_equal(logits(decoder, tokens, params, adapters), logits(decoder, tokens, base))
 
 
 @pytest.mark.parametrize("merge_base", ["dequantised", "full_precision"])
@@ -103,7 +91,7 @@ def test_what_is_merged_and_exported(trained, tmp_path, mesh, merge_base):
     line = export_hf(model, tmp_path / "out", mesh, "float32", merge_base)
     again = open_model(str(tmp_path / "out"), EXACT, mesh)
     assert not quantized(again.params)
-    difference = np.abs(logits(again) - logits(model)).max()
+    difference = np.abs(logits_of(again) - logits_of(model)).max()
     drift = merge_drift(model, again.params, merge_base)
     assert f"by {drift:.2g} of what the adapter did" in line
     if merge_base == "dequantised":
@@ -132,7 +120,7 @@ def test_an_adapter_by_itself_opens_over_the_base_that_it_was_trained_over(train
         assert f"over a base stored as {kind}, so" in export(model, folder)
         assert read_card(folder).stored == Stored(kind, True)
         again = open_model(str(folder), EXACT, mesh)
-        np.testing.assert_allclose(logits(again), logits(model), atol=1e-6)
+        np.testing.assert_allclose(logits_of(again), logits_of(model), atol=1e-6)
         merged, expected = again.merged("full_precision"), model.merged("full_precision")
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), merged, expected)
         elsewhere = open_model(str(folder), dataclasses.replace(EXACT, quantization=other), mesh)

@@ -3,7 +3,6 @@
 import shutil
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -17,7 +16,7 @@ from jaxsft.training.export import export_adapter, export_hf, export_sft
 from jaxsft.training.restore import open_model
 from jaxsft.training.train import train
 from jaxsft.validation import validate
-from tests.tiny import llama
+from tests.tiny import llama, logits_of
 from tests.training.conftest import lines
 
 
@@ -96,20 +95,12 @@ def test_tuned_weights_come_back(opened):
 def test_folders_compute_what_the_run_does(opened):
     """Merged and as an adapter."""
     folder, mesh, model = opened
-    row = jnp.arange(1, 25)[None]
-
-    def logits(model):
-        out = model.decoder.forward(
-            model.params, row, jnp.arange(24)[None], jnp.ones_like(row), adapters=model.adapters
-        )
-        return np.asarray(model.decoder.head(model.decoder.head_params(model.params, model.adapters), out.hidden))
-
     plain = open_model(str(model.source), ModelConfig(dtype="float32", param_dtype="float32"), mesh)
     export_hf(model, folder / "merged", mesh, "float32")
     export_adapter(model, folder / "adapter")
     with jax.set_mesh(mesh):
-        want = logits(model)
+        want = logits_of(model)
         for name in ("merged", "adapter"):
             other = open_model(str(folder / name), ModelConfig(dtype="float32", param_dtype="float32"), mesh)
-            np.testing.assert_allclose(logits(other), want, atol=2e-5)
-        assert np.abs(logits(plain) - want).max() > 1e-2
+            np.testing.assert_allclose(logits_of(other), want, atol=2e-5)
+        assert np.abs(logits_of(plain) - want).max() > 1e-2
