@@ -32,9 +32,7 @@ def test_config_fields_of_a_page_exist(page):
     }
     named = re.findall(r"(?<![\w/.])config\.[a-z_]\w*(?:(?:\[\w\])?\.\w+)*", page.read_text())
     named = {re.sub(r"\[\w\]", "", name) for name in named} - {"config.json", "config.md", "config.py"}
-    named = {
-        re.sub(r"^config\.(train|stages\.config|merge)\.", "config.", name) for name in named
-    }  # a recipe's, a search's
+    named = {re.sub(r"^config\.(train|stages\.config|merge)\.", "config.", name) for name in named}
     assert len(fields) > 80
     assert named - fields - {"config.objective.entropy_bonus"} == set()
 
