@@ -81,8 +81,8 @@ def set_up(config: TrainConfig, folder: Workdir) -> Run:
     fisher = Fisher(config, tokenizer, folder.path / "fisher")
     rows = process_share(mesh, jax.process_index())
     members = make_members(config, folder, tokenizer, rows)
+    say(members[0].dataset.report)  # sub-models have one data set, of which each takes its part
     for member in members:
-        say(f"{member.name}{member.dataset.report}")
         member.dataset.check_vocabulary(arch.vocab_size)
         references.reserve(member.dataset)
     held_out, fingerprints = None, {"model": fingerprint(path)}
