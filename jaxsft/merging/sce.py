@@ -32,44 +32,44 @@ def sce(models: Sequence[jax.Array], base: jax.Array, density: float = 1.0) -> j
     Returns:
       At least float32.
     """
-    models, cut = tuple(models), None
-    if density < 1:
-        variances, varying = _variances(models, base)
-        count = share(density, int(on_host(varying).sum(dtype=np.int64)))
-        cut = largest(variances, count) if count else Cut(NONE, np.int32(0))
-    squares = on_host(_squares(models, base, cut)).astype(np.float64).reshape(len(models), -1).sum(1)
+    models = tuple(models)
+    mask = _kept(models, base, density) if density < 1 else None
+    squares = on_host(_squares(models, base, mask)).astype(np.float64).reshape(len(models), -1).sum(1)
     weights = squares / squares.sum() if squares.sum() > 0 else np.full(len(models), 1 / len(models))
-    return _merge(models, base, weights, cut)
+    return _merge(models, base, weights, mask)
+
+
+def _kept(models: tuple[jax.Array, ...], base: jax.Array, density: float) -> jax.Array:
+    """bool. Of the variances that the cut is of: another program may round them in another way."""
+    variances, varying = _variances(models, base)
+    count = share(density, int(on_host(varying).sum(dtype=np.int64)))
+    return _taken(variances, largest(variances, count) if count else Cut(NONE, np.int32(0)))
+
+
+_taken = jax.jit(taken)
 
 
 @jax.jit
 def _variances(models, base):
-    variances = _variance(models, base)
+    taus = differences(models, base)
+    mean = sum(taus[1:], taus[0]) / len(taus)
+    variances = (sum((tau - mean) ** 2 for tau in taus) / len(taus)).astype(jnp.float32)
     return variances, jnp.sum(variances > 0, axis=-1, dtype=jnp.int32)
 
 
 @jax.jit
-def _squares(models, base, cut):
-    return jnp.stack([jnp.sum(tau**2, axis=-1) for tau in _selected(models, base, cut)])
+def _squares(models, base, mask):
+    return jnp.stack([jnp.sum(tau**2, axis=-1) for tau in _selected(models, base, mask)])
 
 
 @jax.jit
-def _merge(models, base, weights, cut):
-    taus = _selected(models, base, cut)
+def _merge(models, base, weights, mask):
+    taus = _selected(models, base, mask)
     elected = jnp.where(sum(taus[1:], taus[0]) >= 0, 1, -1)
     agreeing = [jnp.where(jnp.sign(tau) == elected, tau, 0) for tau in taus]
     return combine(base, agreeing, weights, 1.0, True, True)
 
 
-def _variance(models, base):
+def _selected(models, base, mask):
     taus = differences(models, base)
-    mean = sum(taus[1:], taus[0]) / len(taus)
-    return (sum((tau - mean) ** 2 for tau in taus) / len(taus)).astype(jnp.float32)
-
-
-def _selected(models, base, cut):
-    taus = differences(models, base)
-    if cut is None:
-        return taus
-    mask = taken(_variance(models, base), cut)
-    return [jnp.where(mask, tau, 0) for tau in taus]
+    return taus if mask is None else [jnp.where(mask, tau, 0) for tau in taus]
