@@ -23,6 +23,7 @@ CASES = flags.DEFINE_list(
     ["full", "lora"],
     "Files of configs/world/ with LEARNING_RATES, by name; FILE:VARIANT where one has variants.",
 )
+AGAINST = flags.DEFINE_string("against", "full", "The case that the others are held against in the tables.")
 STARTS = flags.DEFINE_list("starts", ["world:base"], "Models that fine-tuning starts from.")
 RATES = flags.DEFINE_list("learning_rates", [], "In place of the LEARNING_RATES of each case.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each case at each learning rate.")
@@ -48,7 +49,7 @@ def main() -> str:
 
     done = [tables.read(job, folder) for job, folder in zip(jobs, folders)]
     starts = dict.fromkeys(job.start for job in jobs)
-    text = "\n\n".join(tables.tables([d for d in done if d.job.start == start]) for start in starts)
+    text = "\n\n".join(tables.tables([d for d in done if d.job.start == start], AGAINST.value) for start in starts)
     print(f"\n{text}\n")
     write_text(output / "results.md", text + "\n")
     return f"{output / 'results.md'}: {len(jobs)} jobs"

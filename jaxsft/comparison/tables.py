@@ -1,11 +1,12 @@
 """From the figures of a comparison's jobs to its tables.
 
 A figure of a case at a learning rate is its mean over seeds, with the standard deviation over seeds. Differences from
-plain fine-tuning are paired by seed, with Student's 95 % interval of their mean.
+the case that all are held against, such as plain fine-tuning, are paired by seed, with Student's 95 % interval of their
+mean.
 
-A method is worth something where it lies above the frontier that plain fine-tuning draws by its learning rate alone
-(accuracy learnt against knowledge kept). `above_frontier` is the knowledge that a run kept, less what plain fine-tuning
-of the same seed keeps at the same accuracy, interpolated between its learning rates and the start.
+A method is worth something where it lies above the frontier that this case draws by its learning rate alone (accuracy
+learnt against knowledge kept). `above_frontier` is the knowledge that a run kept, less what that case of the same seed
+keeps at the same accuracy, interpolated between its learning rates and the start.
 """
 
 import dataclasses
@@ -21,8 +22,8 @@ from scipy import stats
 
 from jaxsft.comparison.jobs import EVALUATION, Job
 
-LEARNT, KEPT, CHOSEN_BY, PLAIN = "seen", "cloze", "validation", "full"
-DIFFERENCES = "Difference from plain fine-tuning at the chosen learning rates, paired by seed, with 95 % intervals."
+LEARNT, KEPT, CHOSEN_BY = "seen", "cloze", "validation"
+PAIRED = "paired by seed, with 95 % intervals."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,81 +81,86 @@ def chosen(done: Sequence[Done]) -> dict[str, float]:
     return best
 
 
-def above_frontier(done: Done, everything: Sequence[Done]) -> float:
-    """See the module's docstring; nan for an accuracy that plain fine-tuning of that seed never reaches."""
-    plain = [d for d in everything if d.job.case is None or (d.job.case.name, d.job.seed) == (PLAIN, done.job.seed)]
-    points = [(d.share(LEARNT), d.share(KEPT)) for d in plain]
+def above_frontier(done: Done, everything: Sequence[Done], against: str) -> float:
+    """See the module's docstring; nan for an accuracy that the case `against` never reaches with that seed."""
+    drawing = [d for d in everything if d.job.case is None or (d.job.case.name, d.job.seed) == (against, done.job.seed)]
+    points = [(d.share(LEARNT), d.share(KEPT)) for d in drawing]
     best = [max(kept for learnt, kept in points if learnt >= x) for x, _ in points]  # more learnt serves as well
     order = np.argsort([x for x, _ in points])
     x, y = np.array([p[0] for p in points])[order], np.array(best)[order]
     return done.share(KEPT) - float(np.interp(done.share(LEARNT), x, y, right=math.nan))
 
 
-def tables(done: Sequence[Done]) -> str:
-    """The tables of one start, as Markdown."""
+def tables(done: Sequence[Done], against: str = "full") -> str:
+    """The tables of one start, as Markdown.
+
+    Args:
+      done: its jobs.
+      against: the case that the others are held against; "full" is plain fine-tuning.
+    """
     best = chosen(done)
     at_best = [d for d in done if d.job.case is None or d.job.learning_rate == best[d.job.case.name]]
     start = next(d.job.start for d in done if d.job.case is None)
     seeds = len({d.job.seed for d in done if d.job.case})
-    differences = _differences(at_best)
+    differences = _differences(at_best, against)
     parts = [
         f"## From {start}",
         f"Mean and standard deviation over seeds ({seeds}), at the learning rate of the best validation accuracy; per "
         "cent but for deviation and KL (nats). `biased`: held questions answered with the poor source's word.",
-        _figures(at_best, done, best),
-        "Every learning rate. `above frontier`: knowledge kept (cloze) more than plain fine-tuning keeps at the same "
-        "accuracy (seen); `beyond` are seeds more accurate than plain fine-tuning at any rate.",
-        _sweep(done),
-        differences and f"{DIFFERENCES}\n\n{differences}",
+        _figures(at_best, done, best, against),
+        f"Every learning rate. `above frontier`: knowledge kept (cloze) more than {against} keeps at the same accuracy "
+        f"(seen); `beyond` are seeds more accurate than {against} at any rate.",
+        _sweep(done, against),
+        differences and f"Difference from {against} at the chosen learning rates, {PAIRED}\n\n{differences}",
         "Accuracy on seen wordings by family.",
         _families(at_best),
     ]
     return "\n\n".join(part for part in parts if part)
 
 
-def _figures(at_best: Sequence[Done], done: Sequence[Done], best: dict[str, float]) -> str:
-    plain = statistics.fmean([d.seconds for d in done if d.job.case and d.job.case.name == PLAIN] or [math.nan])
+def _figures(at_best: Sequence[Done], done: Sequence[Done], best: dict[str, float], against: str) -> str:
+    usual = statistics.fmean([d.seconds for d in done if d.job.case and d.job.case.name == against] or [math.nan])
     rows = []
     for name, group in _groups(at_best):
         cells = [_mean(form, [figure(d) for d in group]) for form, figure in COLUMNS.values()]
-        time = statistics.fmean(d.seconds for d in group) / plain
+        time = statistics.fmean(d.seconds for d in group) / usual
         rows.append([name, f"{best[name]:g}" if name in best else "", *cells, _number("{:.2f}", time)])
     return _markdown(["", "rate", *COLUMNS, "time"], rows)
 
 
-def _sweep(done: Sequence[Done]) -> str:
+def _sweep(done: Sequence[Done], against: str) -> str:
     rows, swept = [], (CHOSEN_BY, LEARNT, "unseen", KEPT, "chat")
     for name in _names(done):
         of_case = [d for d in done if d.job.case and d.job.case.name == name]
         for rate in sorted({d.job.learning_rate for d in of_case}):
             group = [d for d in of_case if d.job.learning_rate == rate]
             shares = [_mean("{:.1f}", [d.share(task) for d in group]) for task in swept]
-            rows.append([name, f"{rate:g}", *shares, "" if name == PLAIN else _above(group, done)])
+            rows.append([name, f"{rate:g}", *shares, "" if name == against else _above(group, done, against)])
     return _markdown(["", "rate", *swept, "above frontier"], rows)
 
 
-def _above(group: Sequence[Done], done: Sequence[Done]) -> str:
-    """The mean over the seeds whose accuracy plain fine-tuning reaches, and how many learnt more than that.
+def _above(group: Sequence[Done], done: Sequence[Done], against: str) -> str:
+    """The mean over the seeds whose accuracy the case `against` reaches, and how many learnt more than that.
 
-    Without plain fine-tuning there is no frontier, and "-".
+    Without that case there is no frontier, and "-".
     """
-    if PLAIN not in _names(done):
+    if against not in _names(done):
         return "-"
-    found = [above_frontier(d, done) for d in group]
+    found = [above_frontier(d, done, against) for d in group]
     within = [value for value in found if math.isfinite(value)]
     beyond = len(found) - len(within)
     mean = [_mean("{:+.1f}", within)] if within else []
     return ", ".join(mean + [f"{beyond} of {len(found)} beyond"] * bool(beyond))
 
 
-def _differences(at_best: Sequence[Done]) -> str:
-    plain = {d.job.seed: d for d in at_best if d.job.case and d.job.case.name == PLAIN}
+def _differences(at_best: Sequence[Done], against: str) -> str:
+    other = {d.job.seed: d for d in at_best if d.job.case and d.job.case.name == against}
     rows = []
     for name, group in _groups(at_best):
-        if group[0].job.case is None or name == PLAIN or len(plain) < 2:
+        if group[0].job.case is None or name == against or len(other) < 2:
             continue
         pairs = [(figure, form) for form, figure in COLUMNS.values()]
-        rows.append([name, *(_interval(form, [f(d) - f(plain[d.job.seed]) for d in group]) for f, form in pairs)])
+        rows.append([name, *(_interval(form, [f(d) - f(other[d.job.seed]) for d in group]) for f, form in pairs)])
     return _markdown(["", *COLUMNS], rows) if rows else ""
 
 

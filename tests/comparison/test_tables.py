@@ -51,13 +51,15 @@ def row(text: str, name: str, section: int = 0) -> list[str]:
 )
 def test_the_frontier_is_drawn_through_the_start_and_the_seeds_own_rates(seen: float, cloze: float, above: float):
     everything = [START, *PLAIN_RUNS]
-    assert tables.above_frontier(done(OTHER, 1e-3, 0, seen, cloze), everything) == pytest.approx(above, nan_ok=True)
+    assert tables.above_frontier(done(OTHER, 1e-3, 0, seen, cloze), everything, "full") == pytest.approx(
+        above, nan_ok=True
+    )
 
 
 def test_a_rate_that_is_beaten_in_both_does_not_lower_the_frontier():
     hot = done(PLAIN, 1e-2, 0, 0.70, 0.10)  # learns less than 3e-3 does and keeps less
     everything = [START, *PLAIN_RUNS, hot]
-    assert tables.above_frontier(done(OTHER, 1e-3, 0, 0.70, 0.40), everything) == pytest.approx(0.0)
+    assert tables.above_frontier(done(OTHER, 1e-3, 0, 0.70, 0.40), everything, "full") == pytest.approx(0.0)
 
 
 def test_the_learning_rate_is_chosen_on_validation_alone():
@@ -78,7 +80,7 @@ def test_means_deviations_and_paired_intervals():
     assert row(text, "other", 1)[-1].startswith(f"{mean:+.1f} ± ")
     differences = [-10.0, -2.0]  # on seen, of seeds 0 and 1
     low, high = stats.t.interval(0.95, 1, loc=-6.0, scale=stats.sem(differences))
-    assert tables.DIFFERENCES in text
+    assert tables.PAIRED in text
     assert row(text, "other", 2)[1] == f"-6.0 ± {(high - low) / 2:.1f}"
     assert row(text, "full", 3)[1] == "81 ± 1"
 
@@ -90,11 +92,18 @@ def test_seeds_more_accurate_than_plain_fine_tuning_are_counted_apart():
     assert row(tables.tables([START, *PLAIN_RUNS, *others]), "other", 1)[-1] == "2 of 2 beyond"
 
 
+def test_another_case_can_be_what_all_are_held_against():
+    others = [done(OTHER, 1e-3, seed, 0.70, 0.75) for seed in (0, 1)]
+    text = tables.tables([START, *PLAIN_RUNS, *others], against="other")
+    assert "Difference from other at" in text and row(text, "full", 2)[1].startswith("+11.0 ± ")
+    assert row(text, "other")[-1] == "1.00" and row(text, "other", 1)[-1] == ""
+
+
 def test_without_plain_fine_tuning_there_is_no_frontier():
     text = tables.tables([START, done(OTHER, 1e-3, 0, 0.70, 0.75)])
     assert row(text, "other")[2] == "70.0"
     assert row(text, "other", 1)[-1] == "-"
-    assert tables.DIFFERENCES not in text
+    assert tables.PAIRED not in text
 
 
 def test_a_case_without_a_record_of_steps_has_no_time(tmp_path: Path):
