@@ -12,7 +12,7 @@ from absl import flags
 
 from jaxsft import cli
 from jaxsft.comparison import workers
-from jaxsft.comparison.jobs import EVALUATION, execute, find_cases, plan
+from jaxsft.comparison.jobs import EVALUATION, execute, find_cases, plan, record
 from jaxsft.errors import UserError
 from jaxsft.files import write_text
 
@@ -43,6 +43,8 @@ def main() -> str:
     open_jobs = [(job, folder) for job, folder in zip(jobs, folders) if not (folder / EVALUATION).exists()]
     print("\n".join(f"{case.name}: {case.about}" for case in cases))
     print(f"{len(jobs)} jobs, {len(jobs) - len(open_jobs)} of them done")
+    for job, folder in zip(jobs, folders):
+        record(job, folder)
     if open_jobs:
         workers.run(execute, open_jobs, JOBS.value)
     from jaxsft.comparison import tables  # SciPy is slow to import

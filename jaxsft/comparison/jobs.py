@@ -1,9 +1,9 @@
 """Methods x learning rates x seeds on the world: the jobs, and how one is run.
 
-A job's folder is a run's workdir, with the figures of the suite in `evaluation.json`, written last. Its name ends in a
-hash of the world, the start, the config, the suite, the library's version and the file of a case that brings its own
-`run`. So a job that is done is never done again, one that was broken off goes on, and a changed recipe gets a folder of
-its own; who changes the library's code without its version takes a new --output.
+A job's folder is a run's workdir, with the figures of the suite in `evaluation.json`, written last; `job.json` says
+which job it is. Its name ends in a hash of the world, the start, the config, the suite, the library's version and the
+file of a case that brings its own `run`. So a job that is done is never done again, one that was broken off goes on, and
+a changed recipe gets a folder of its own; who changes the library's code without its version takes a new --output.
 """
 
 import contextlib
@@ -21,11 +21,12 @@ from typing import Any
 from jaxsft import __version__
 from jaxsft.config import EvalConfig, TaskConfig, TrainConfig
 from jaxsft.errors import UserError
+from jaxsft.files import write_json
 from jaxsft.models.checkpoint import fingerprint, resolve
 from jaxsft.validation import did_you_mean, to_dict, validate
 from jaxsft.world import recipe, records
 
-EVALUATION = "evaluation.json"
+EVALUATION, RECORD = "evaluation.json", "job.json"
 TRAIN = "world:train"
 
 
@@ -102,6 +103,14 @@ class Job:
         start = Path(self.start.replace(":", "-")).name
         case = f"-{self.case.name.replace(':', '-')}-lr{self.learning_rate:g}-seed{self.seed}" if self.case else ""
         return output / f"{start}{case}-{digest}"
+
+
+def record(job: Job, folder: Path) -> None:
+    """Writes what the folder is a job of, by which a report puts seeds of a case together."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if job.case:
+        named = {"case": job.case.name, "start": job.start, "learning_rate": job.learning_rate, "seed": job.seed}
+        write_json(folder / RECORD, named)
 
 
 def find_cases(folder: Path, names: list[str]) -> list[Case]:

@@ -88,8 +88,9 @@ def _mean(values: list[float]) -> Estimate | None:
 def make_groups(runs: list[Run], before: Run | None) -> list[Group]:
     """The runs in groups, less the baseline; families numbered from 0, in the order given, each by learning rate.
 
-    A seed may also choose which rows of the data a run takes: slices of one length are the same config where seeds
-    differ. Runs without training are never put together: nothing says what they share.
+    Jobs of a comparison are of one config if they are of one case. A seed may also choose which rows of the data a run
+    takes: slices of one length are the same config where seeds differ. Runs without training are never put together:
+    nothing says what they share.
     """
     same = _parts(
         [run for run in runs if run is not before],
@@ -212,6 +213,10 @@ def _key(run: Run, without: tuple[str, ...], slices: bool = False) -> str:
     """
     if not run.trained:
         return f"not trained {run.name}"
+    if run.job:  # a case may be more than its config, and its config name folders of its own
+        left = {"seed": "seed", RATE: "learning_rate"}
+        dropped = {left[name] for name in without}
+        return json.dumps({name: value for name, value in run.job.items() if name not in dropped}, sort_keys=True)
     fields = flatten(run.config)
     kept = {
         name: value

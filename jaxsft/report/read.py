@@ -36,6 +36,7 @@ class Run:
       path: as it was given.
       config: the resolved training config; {} where nothing was trained.
       fingerprints: of data and model, from the record of the run.
+      job: of a comparison, that it is: `case`, `start`, `learning_rate` and `seed`; {} for any other run.
       versions: of the packages that it ran with.
       curves: split -> name -> (step, value), in the order of the steps; values are finite.
       summary: what was written at the end; {} for a run that has not reached it.
@@ -49,6 +50,7 @@ class Run:
     path: str
     config: dict[str, Any] = dataclasses.field(default_factory=dict)
     fingerprints: dict[str, str] = dataclasses.field(default_factory=dict)
+    job: dict[str, Any] = dataclasses.field(default_factory=dict)
     versions: dict[str, str] = dataclasses.field(default_factory=dict)
     curves: dict[str, dict[str, Series]] = dataclasses.field(default_factory=dict)
     summary: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -95,6 +97,7 @@ def read_run(path: str, name: str) -> Run:
     if "kind" in record:  # else it is the config.json of a model's folder
         run.config, run.fingerprints = record.get("config", {}), record.get("fingerprints", {})
         run.versions = record.get("versions", {})
+    run.job = _read_json(folder / "job.json")
     run.curves = _curves(folder / "metrics.jsonl")
     run.summary = _read_json(folder / "summary.json")
     run.tasks, last = _tasks(folder / "evaluation.json"), _tasks(folder / "tasks.json")

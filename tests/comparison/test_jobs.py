@@ -58,6 +58,13 @@ def test_a_variant_is_a_case_of_its_own(cases: Path, tmp_path: Path):
     assert jobs[1].folder(tmp_path).name.startswith("world-base-variant-5-lr0.001-seed0-")
 
 
+def test_a_folder_says_which_job_it_is(cases: Path, tmp_path: Path):
+    job = plan(find_cases(cases, ["short"]), ["world:base"], 1)[-1]
+    jobs.record(job, tmp_path / "job")
+    told = json.loads((tmp_path / "job" / "job.json").read_text())
+    assert told == {"case": "short", "start": "world:base", "learning_rate": 2e-3, "seed": 0}
+
+
 def test_learning_rates_can_be_named(cases: Path):
     (case,) = find_cases(cases, ["short"])
     assert [job.learning_rate for job in plan([case], ["world:base"], 1, [5e-4]) if job.case] == [5e-4]

@@ -14,6 +14,7 @@ from jaxsft.config import SourceConfig
 from jaxsft.errors import UserError
 from jaxsft.report import page
 from jaxsft.report.figures import NARROW
+from jaxsft.report.groups import make_groups
 from jaxsft.report.read import read_runs
 from tests.report import made
 
@@ -215,6 +216,22 @@ def test_a_frontier_joins_what_differs_in_learning_rate_alone(tmp_path, changes,
     html = frontier_svg(tmp_path, **changes)
     assert ('class="path"' in html) == joined
     assert (">1e-3</text>" in html) == joined, "points of a frontier are labelled by their rate"
+
+
+def test_jobs_of_a_case_belong_together_whatever_their_configs_name(tmp_path):
+    """A case's config may name files of the job's own folder; two cases may have one config."""
+    for case in ("dtm:4", "dtm:8"):
+        for rate in (1e-3, 3e-3):
+            for seed in (0, 1):
+                folder = tmp_path / f"world-{case.replace(':', '-')}-lr{rate:g}-seed{seed}-{rate}{seed}"
+                changes = {"seed": seed, "optimizer.learning_rate": rate, "data.parts": str(folder / "parts")}
+                made.train_record(folder, **changes)
+                made.evaluation(folder, made.seen_and_cloze(0.5, 0.5))
+                made.write(folder / "job.json", {"case": case, "start": "base", "learning_rate": rate, "seed": seed})
+    groups = make_groups(read_runs([str(path) for path in sorted(tmp_path.iterdir())]), None)
+    assert [(len(group.runs), group.family, group.learning_rate) for group in groups] == [
+        (2, 0, 1e-3), (2, 0, 3e-3), (2, 1, 1e-3), (2, 1, 3e-3)
+    ]  # fmt: skip
 
 
 def test_other_data_is_another_family(tmp_path):
