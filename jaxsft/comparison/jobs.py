@@ -2,8 +2,8 @@
 
 A job's folder is a run's workdir, with the figures of the suite in `evaluation.json`, written last; `job.json` says
 which job it is. Its name ends in a hash of the world, the start, the config, the suite, the library's version and the
-file of a case that brings its own `run`. So a job that is done is never done again, one that was broken off goes on, and
-a changed recipe gets a folder of its own; who changes the library's code without its version takes a new --output.
+file of a case that brings its own `run`. So a job that is done is never done again, one that was broken off goes on,
+and a changed recipe gets a folder of its own; who changes the library's code without its version takes a new --output.
 """
 
 import contextlib
