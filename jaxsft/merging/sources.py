@@ -15,14 +15,15 @@ import numpy as np
 from etils import epath
 from jax.sharding import Mesh
 
-from jaxsft.adapters.folder import is_adapter, load_adapter, read_card
+from jaxsft.adapters.folder import Arrays, is_adapter, load_adapter, read_card
 from jaxsft.adapters.full import Full
 from jaxsft.adapters.lora import LoRA
 from jaxsft.adapters.registry import make_method
 from jaxsft.compression.folder import is_compressed
-from jaxsft.config import ModelConfig
+from jaxsft.config import AdapterConfig, ModelConfig, TrainConfig
 from jaxsft.data.classes import inference_condition
 from jaxsft.data.tokenizer import Tokenizer, load_tokenizer
+from jaxsft.errors import UserError
 from jaxsft.models import layout
 from jaxsft.models.architecture import Architecture
 from jaxsft.models.checkpoint import fingerprint, load_architecture, open_tensors, resolve
@@ -160,7 +161,9 @@ class FactorSource:
         self.folder = companions(folder, self._base.folder)
         self.tokenizer, self.template, self.condition = load_tokenizer(str(self.folder)), card.template, card.condition
         saved = load_adapter(folder, self.arch)
-        self._method, self._factors = LoRA(saved.settings, self.arch), saved.params
+        run = TrainConfig(adapter=AdapterConfig("lora", lora=saved.settings))
+        self._method, self._factors = make_method(run, self.arch, 1), saved.params
+        _check_factors(self._method, self._factors, str(folder))
 
     @staticmethod
     def reads(folder: epath.Path) -> bool:
@@ -178,6 +181,28 @@ class FactorSource:
         kernel = kernel.T if tensor.transposed and not tied else kernel
         merged = self._method.merged(kernel, {leaf: self._factors[f"{module}.{leaf}"] for leaf in ("lora_a", "lora_b")})
         return (merged.T if tensor.transposed and not tied else merged)[tuple(index)]
+
+
+def _check_factors(method: LoRA, factors: Arrays, where: str) -> None:
+    """They are those of the maps that the adapter targets.
+
+    Raises:
+      UserError: naming the first that is too much, lacks, or has another shape.
+    """
+    base = Decoder(method.arch).abstract_params()
+    params = jax.eval_shape(method.split, base, jax.random.key(0)).params
+    held = {name: leaf.shape[row is not None :] for name, (leaf, row) in layout.flatten(method.arch, params).items()}
+    shapes = {name: shape for name, shape in held.items() if layout.matches(method.config.targets, name)}
+    for name in sorted(shapes.keys() | factors.keys()):
+        if name not in factors:
+            raise UserError(f"{where} lacks {name} of this adapter on this model; copy the folder again.")
+        if name not in shapes:
+            raise UserError(f"{where}: {name} is no array of this adapter on this model; use its own base.")
+        if factors[name].shape != shapes[name]:
+            raise UserError(
+                f"{where}: {name} is {factors[name].dtype}{list(factors[name].shape)}, but this adapter on this model "
+                f"has {list(shapes[name])}."
+            )
 
 
 class WholeSource:

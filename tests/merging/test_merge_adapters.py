@@ -6,13 +6,14 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxsft.adapters.folder import Stored, read_card, save_stored
+from jaxsft.adapters.folder import Card, Saved, Stored, read_card, save_adapter, save_stored
 from jaxsft.adapters.peft import save_factors
-from jaxsft.config import MergeConfig, MeshConfig, ModelConfig
+from jaxsft.config import LoRAConfig, MergeConfig, MeshConfig, ModelConfig
 from jaxsft.errors import UserError
 from jaxsft.merging.merge import merge, plan
 from jaxsft.merging.sources import open_source
 from jaxsft.models import layout, weights
+from jaxsft.models.checkpoint import fingerprint
 from jaxsft.models.decoder import Decoder
 from jaxsft.sharding import make_mesh
 from jaxsft.training.restore import open_model
@@ -129,6 +130,30 @@ def test_a_broken_adapter_is_named(folders, tmp_path):
     with pytest.raises(UserError, match=r"layers\.0\.attn\.q_proj leaves the range of float32"):
         merge(config, tmp_path / "merged")
     assert [path.name for path in tmp_path.iterdir()] == ["broken"]
+
+
+def test_factors_that_are_not_the_models_are_refused(folders, tmp_path):
+    """In the words in which opening the adapter whole refuses them."""
+    make_folder(tmp_path / "tied", tie_word_embeddings=True)
+    draw = lambda *shape: np.ones(shape, np.float32)
+    module, mesh = "layers.1.attn.q_proj", make_mesh(MeshConfig())
+    good = {f"{module}.lora_a": draw(32, 2), f"{module}.lora_b": draw(2, 32)}
+
+    def refuse(message, factors, target=module, base=folders / "base"):
+        shutil.rmtree(tmp_path / "adapter", ignore_errors=True)
+        (tmp_path / "adapter").mkdir()
+        saved = Saved("lora", LoRAConfig(rank=2, targets=(target,)), factors, {})
+        save_adapter(tmp_path / "adapter", saved, Card(str(base), fingerprint(base)))
+        config = ModelConfig(dtype="float32", param_dtype="float32")
+        for opened in (lambda path: open_source(path, mesh), lambda path: open_model(path, config, mesh)):
+            with pytest.raises(UserError, match=message):
+                opened(str(tmp_path / "adapter"))
+
+    refuse(rf"adapter lacks {module}\.lora_b", {f"{module}.lora_a": draw(32, 2)})
+    refuse(rf"{module}\.lora_b is float32\[2, 16\]", good | {f"{module}.lora_b": draw(2, 16)})
+    refuse(r"layers\.9\.attn\.q_proj\.lora_a is no array", good | {"layers.9.attn.q_proj.lora_a": draw(32, 2)})
+    embed = {"embed.lora_a": draw(258, 2), "embed.lora_b": draw(2, 32)}
+    refuse("names embed, which is tied to this model's head", embed, "embed", tmp_path / "tied")
 
 
 def test_what_cannot_be(folders, tmp_path):
