@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from jaxsft.adapters.folder import is_adapter
 from jaxsft.compression.folder import array_entries, file_name, is_compressed
 from jaxsft.compression.groups import Group, check, choose, code_bits, entries, total
 from jaxsft.config import CompressConfig
@@ -109,10 +110,10 @@ def make_plan(config: CompressConfig) -> Plan:
 def _open_base(config: CompressConfig) -> FolderSource:
     path = config.base
     if not path:
-        if not is_workdir(config.model):
+        if not is_workdir(config.model) and not is_adapter(resolve(config.model)):
             raise UserError(f"{config.model} does not say what it was tuned from; set config.base to that model.")
         path = started_from(config.model, "config.base")
-    if is_workdir(path) or is_compressed(resolve(path)):
+    if is_workdir(path) or is_compressed(resolve(path)) or is_adapter(resolve(path)):
         raise UserError(f"config.base={path} is no model folder; write it out (scripts/export.py), and name that.")
     return FolderSource(path)
 

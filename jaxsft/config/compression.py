@@ -11,7 +11,8 @@ class CompressConfig:
 
     Attributes:
       model: a Hugging Face folder, hub name, workdir or adapter.
-      base: the model folder or hub name that it was tuned from; "" is the start of a workdir.
+      base: the model folder or hub name that it was tuned from; "" is the start of a workdir, or the base of an
+        adapter.
       targets: logical-path patterns of the matrices whose changes are compressed; any other tensor that changed is
         stored as it is.
       bits: of the groups of singular vectors, largest singular values first; 1 to 16.

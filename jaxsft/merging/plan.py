@@ -21,7 +21,6 @@ from jaxsft.models.decoder import Decoder
 from jaxsft.models.weights import Tensor
 from jaxsft.sharding import make_mesh
 from jaxsft.training.restore import is_workdir, started_from
-from jaxsft.training.saved import find_base
 
 MAY_DIFFER = {
     "source",
@@ -138,8 +137,7 @@ def _base(config: MergeConfig) -> str:
     tuned = lambda path: is_workdir(path) or is_adapter(resolve(path))
     if not config.models or not all(tuned(path) for path in config.models):
         return ""
-    start = lambda path: started_from(path, "config.base") if is_workdir(path) else str(find_base(resolve(path)))
-    starts = {start(path) for path in config.models}
+    starts = {started_from(path, "config.base") for path in config.models}
     if len(starts) > 1:
         raise UserError(
             f"the models started from {len(starts)} folders ({', '.join(sorted(starts))}); set config.base."

@@ -159,15 +159,17 @@ def saved_run(path: str) -> SavedRun:
 
 
 def started_from(path: str, instead: str) -> str:
-    """The model folder whose weights the run in a workdir started from.
+    """The model folder whose weights a run started from, or that an adapter is for.
 
     Args:
-      path: the workdir.
+      path: the run's workdir, or the adapter's folder.
       instead: the field of the caller's config that names a model where none can be found.
 
     Raises:
-      UserError: if it started from random weights, or the folder holds another model by now.
+      UserError: if the run started from random weights, or the folder is not there or holds another model by now.
     """
+    if not is_workdir(path):
+        return str(find_base(resolve(path)))
     folder = epath.Path(path)
     record = _record(folder)
     run = trained_by(folder)

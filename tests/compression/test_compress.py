@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from jaxsft.adapters.peft import save_factors
 from jaxsft.compression.plan import make_plan
 from jaxsft.compression.run import compress, compress_or_find
 from jaxsft.config import CompressConfig, MeshConfig, ModelConfig, TrainConfig
@@ -307,6 +308,24 @@ def test_a_lora_run_by_the_script(model_folder, data_file, tmp_path):
     assert opened(tmp_path / "out").template == "plain"
     with pytest.raises(UserError, match=r"out holds what changed of a base, .*scripts/export\.py --model="):
         load_architecture(tmp_path / "out")
+
+
+def test_an_adapters_folder_knows_its_base(folders, tmp_path):
+    """Its changes are of its rank, without the base being named; and it is no base itself."""
+    rng = np.random.default_rng(0)
+    factors = {"layers.1.mlp.up_proj": {"lora_a": rng.normal(size=(32, 3)), "lora_b": rng.normal(size=(3, 48))}}
+    arch = load_architecture(folders / "start")
+    save_factors(tmp_path / "adapter", arch, factors, 3, 3.0, str(folders / "start"))
+    config = CompressConfig(model=str(tmp_path / "adapter"), bits=(16,), columns=(20,))
+    compress(config, tmp_path / "out")
+    held = manifest(tmp_path / "out")
+    assert held["base"] == {"name": str(folders / "start"), "fingerprint": fingerprint(folders / "start")}
+    assert {name: record["groups"] for name, record in held["tensors"].items()} == {NAME: [[16, 3]]}
+    start, found = load_file(folders / "start" / "model.safetensors"), restored(tmp_path / "out", tmp_path)
+    update = factors["layers.1.mlp.up_proj"]["lora_a"] @ factors["layers.1.mlp.up_proj"]["lora_b"]
+    assert np.linalg.norm(found[NAME] - start[NAME] - update.T) < 1e-4 * np.linalg.norm(update)
+    with pytest.raises(UserError, match=r"config\.base=.*adapter is no model folder; write it out"):
+        compress(config_of(folders, base=str(tmp_path / "adapter")), tmp_path / "other")
 
 
 def test_a_stage_finds_what_it_left(folders, tmp_path):
