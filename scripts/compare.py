@@ -25,7 +25,7 @@ CASES = flags.DEFINE_list(
 )
 AGAINST = flags.DEFINE_string("against", "full", "The case that the others are held against in the tables.")
 STARTS = flags.DEFINE_list("starts", ["world:base"], "Models that fine-tuning starts from.")
-RATES = flags.DEFINE_list("learning_rates", [], "In place of the LEARNING_RATES of each case.")
+RATES = flags.DEFINE_list("learning_rates", [], "Of the LEARNING_RATES of each case only these.")
 SEEDS = flags.DEFINE_integer("seeds", 3, "Runs of each case at each learning rate.")
 OUTPUT = flags.DEFINE_string("output", None, "Folder of the runs.")
 JOBS = flags.DEFINE_integer(

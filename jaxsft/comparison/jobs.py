@@ -144,11 +144,14 @@ def plan(cases: list[Case], starts: list[str], seeds: int, rates: Sequence[float
       cases: from `find_cases`.
       starts: models.
       seeds: how many.
-      rates: learning rates in place of each case's own.
+      rates: those of each case's learning rates that are tried; () is all.
 
     Raises:
-      UserError: for more seeds than there are rows for, and for no start.
+      UserError: for more seeds than there are rows for, for no start, and for a case with none of the rates.
     """
+    for case in cases:
+        if rates and not set(rates) & set(case.learning_rates):
+            raise UserError(f"--learning_rates has none of {case.name}'s {', '.join(map(str, case.learning_rates))}.")
     if not starts:
         raise UserError("--starts is empty; name models, such as world:base.")
     most = records.ROWS["train"] // recipe.ROWS
@@ -161,7 +164,8 @@ def plan(cases: list[Case], starts: list[str], seeds: int, rates: Sequence[float
         for seed in range(seeds)
         for start in starts
         for case in cases
-        for rate in rates or case.learning_rates
+        for rate in case.learning_rates
+        if not rates or rate in rates
     ]
 
 

@@ -65,9 +65,11 @@ def test_a_folder_says_which_job_it_is(cases: Path, tmp_path: Path):
     assert told == {"case": "short", "start": "world:base", "learning_rate": 2e-3, "seed": 0}
 
 
-def test_learning_rates_can_be_named(cases: Path):
+def test_learning_rates_can_be_left_out(cases: Path):
     (case,) = find_cases(cases, ["short"])
-    assert [job.learning_rate for job in plan([case], ["world:base"], 1, [5e-4]) if job.case] == [5e-4]
+    assert [job.learning_rate for job in plan([case], ["world:base"], 1, [5e-4, 2e-3]) if job.case] == [2e-3]
+    with pytest.raises(UserError, match=r"--learning_rates has none of short's 0\.001, 0\.002"):
+        plan([case], ["world:base"], 1, [5e-4])
 
 
 def test_every_start_rate_and_seed_is_a_job(cases: Path):
