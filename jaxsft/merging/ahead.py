@@ -14,6 +14,9 @@ Load = Callable[[Tensor], list[jax.Array]]
 class ReadAhead:
     """Reads one tensor ahead in a thread, and holds no more by it than the largest tensor takes while it is merged.
 
+    With several processes it does not: reading may take all of them, and they have to start what they compute together
+    in one order.
+
     Args:
       tensors: in the order in which they are taken.
       load: reads one of them from every source.
@@ -40,7 +43,7 @@ class ReadAhead:
         ready, self._next = self._next, None
         arrays = self._load(tensor) if ready is None else ready.result()
         self._place += 1
-        if self._place < len(self._tensors):
+        if self._place < len(self._tensors) and jax.process_count() == 1:
             coming = self._tensors[self._place]
             if self._arrays * tensor.size + self._sources * coming.size <= self._room:
                 self._next = self._thread.submit(self._load, coming)

@@ -24,6 +24,7 @@ from jaxsft.config import AdapterConfig, ModelConfig, TrainConfig
 from jaxsft.data.classes import inference_condition
 from jaxsft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxsft.errors import UserError
+from jaxsft.merging.linear import on_host
 from jaxsft.models import layout
 from jaxsft.models.architecture import Architecture
 from jaxsft.models.checkpoint import fingerprint, load_architecture, open_tensors, resolve
@@ -219,11 +220,12 @@ class WholeSource:
         self.fingerprint = weights_fingerprint(path) if is_workdir(path) else fingerprint(path)
         self._held = layout.flatten(self.arch, params)
 
-    def read(self, tensor: Tensor, index: Sequence[slice] = ()) -> jax.Array:
-        """In float32."""
+    def read(self, tensor: Tensor, index: Sequence[slice] = ()) -> Any:
+        """In float32; of several processes all must read it, in one order."""
         tied = tensor.name == HEAD and self.arch.tied
         leaf, row = self._held[EMBED if tied else tensor.logical]
         array = leaf if row is None else leaf[row]
+        array = array if array.is_fully_addressable else on_host(array)
         return (array.T if tensor.transposed and not tied else array)[tuple(index)]
 
 

@@ -42,3 +42,13 @@ def test_an_error_is_raised_where_the_tensor_is_taken():
         assert ahead.take() == [WANTED[0].name] and ahead.take() == [WANTED[1].name]
         with pytest.raises(UserError, match="broken"):
             ahead.take()
+
+
+def test_several_processes_read_in_one_order(monkeypatch):
+    """What they compute together must start in the same order in all of them, which a thread would not keep to."""
+    monkeypatch.setattr("jax.process_count", lambda: 2)
+    threads = []
+    load = lambda tensor: threads.append(threading.current_thread()) or [tensor.name] * SOURCES
+    with ReadAhead(WANTED, load, SOURCES, ARRAYS) as ahead:
+        assert [ahead.take()[0] for _ in WANTED] == [tensor.name for tensor in WANTED]
+    assert set(threads) == {threading.main_thread()}
