@@ -3,11 +3,11 @@
     python scripts/report.py --runs runs/base runs/full runs/lora --output=report.html
 
 A folder is a workdir of scripts/train.py, or one that holds an `evaluation.json` (and `evaluation.jsonl`, with every
-answer). The first folder that was not trained is the baseline, "before"; --before=DIR names another. Seeds of one
-config are taken together, and runs that differ in learning rate alone are joined by a line. --learnt=TASK and
---kept=TASK name the tasks of the trade-off, --questions=N how many lost and won questions are listed, --samples=N how
-many are shown with all answers. The page needs no network and no script. Its table, and a few
-answers, are printed too.
+answer). Of a run of sub-models each is shown by itself, unless what was made of them has an evaluation there. The first
+folder that was not trained is the baseline, "before"; --before=DIR names another. Seeds of one config are taken
+together, and runs that differ in learning rate alone are joined by a line. --learnt=TASK and --kept=TASK name the tasks
+of the trade-off, --questions=N how many lost and won questions are listed, --samples=N how many are shown with all
+answers. The page needs no network and no script. Its table, and a few answers, are printed too.
 """
 
 import sys

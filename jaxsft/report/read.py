@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxsft.errors import UserError
+from jaxsft.training.workdir import SUBMODELS
 
 FILES = ("config.json", "metrics.jsonl", "summary.json", "evaluation.json", "evaluation.jsonl", "tasks.json")
 LOSS_SPLITS = ("train", "eval")  # every other split of metrics.jsonl is a task measured while training
@@ -71,7 +72,7 @@ class Run:
 
 
 def read_runs(paths: list[str]) -> list[Run]:
-    """Reads the folders, in their order.
+    """Reads the folders, in their order; of a run of sub-models these, unless it was measured as a whole.
 
     Raises:
       UserError: for a folder that is not there, holds nothing of a run, or holds a file that cannot be read.
@@ -80,7 +81,16 @@ def read_runs(paths: list[str]) -> list[Run]:
     for path in clean:
         if clean.count(path) > 1:
             raise UserError(f"--runs names {path} twice; name each folder once.")
-    return [read_run(path, name) for path, name in zip(paths, unique_names(clean))]
+    return [run for path, name in zip(paths, unique_names(clean)) for run in _runs_of(path, name)]
+
+
+def _runs_of(path: str, name: str) -> list[Run]:
+    whole = read_run(path, name)
+    places = [Path(path) / SUBMODELS / str(k) for k in range(whole.config.get("submodels", 0))]
+    if whole.answers or (whole.tasks and not whole.during_training):  # a model that was made of them
+        return [whole]
+    begun = [place for place in places if (place / "config.json").exists()]
+    return [read_run(str(place), f"{name}/{place.name}") for place in begun] or [whole]
 
 
 def read_run(path: str, name: str) -> Run:

@@ -19,8 +19,7 @@ from jaxsft.data.selection import part_count
 from jaxsft.data.tokenizer import Tokenizer
 from jaxsft.errors import UserError
 from jaxsft.training import submodels
-from jaxsft.training.restore import FOLDER
-from jaxsft.training.workdir import Metrics, Workdir
+from jaxsft.training.workdir import SUBMODELS, Metrics, Workdir
 
 Tree = Any
 
@@ -77,8 +76,9 @@ def make_members(config: TrainConfig, folder: Workdir, tokenizer: Tokenizer, sha
     _check_parts(config)
     members = []
     for index in range(config.submodels):
-        own = dataclasses.replace(config, data=dataclasses.replace(config.data, part=index), submodels=0)
-        place = Workdir(folder.path / FOLDER / str(index), writes=jax.process_index() == 0)
+        data, mesh = dataclasses.replace(config.data, part=index), dataclasses.replace(config.mesh, submodel=1)
+        own = dataclasses.replace(config, data=data, mesh=mesh, submodels=0)
+        place = Workdir(folder.path / SUBMODELS / str(index), writes=jax.process_index() == 0)
         members.append(_member(index, own, place, tokenizer, (0, 1)))
     return members
 

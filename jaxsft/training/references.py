@@ -1,6 +1,7 @@
 """Which frozen models a run is compared with, and what they say of its data, asked before the first step."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -94,12 +95,13 @@ class References:
             kept.keep(read_scores(self._path(kept.task.name), self._start_key(kept))[1]["nll"])
         return True
 
-    def score(self, dataset: Dataset, loader: Loader, decoder: Decoder, mesh: Mesh, base: Any) -> None:
+    def score(self, datasets: Sequence[Dataset], loader: Loader, decoder: Decoder, mesh: Mesh, base: Any) -> None:
         """Scores the data with every reference, one after the other; and evaluation sets with the start.
 
         Args:
-          dataset: the training data, whose examples get the scores.
-          loader: its loader.
+          datasets: the training data, whose examples get the scores; of sub-models several, which hold the same
+            examples, whichever of them they train on.
+          loader: of the first.
           decoder: the run's.
           mesh: the run's.
           base: the parameters that the run starts from.
@@ -110,9 +112,11 @@ class References:
             if jax.process_index() == 0:
                 write_scores(self._path(kept.task.name), self._start_key(kept), np.arange(len(nll)), {"nll": nll})
         for name, model in self._named():
-            dataset.score(name, self._ask(name, model, dataset, loader, decoder, mesh, base))
+            scores = self._ask(name, model, datasets[0], loader, decoder, mesh, base)
+            for dataset in datasets:
+                dataset.score(name, scores)
             if jax.process_index() == 0:
-                print(f"{name}: {model} has scored {len(dataset)} examples", flush=True)
+                print(f"{name}: {model} has scored {len(scores)} examples", flush=True)
 
     def _ask(
         self, name: str, model: str, dataset: Dataset, loader: Loader, decoder: Decoder, mesh: Mesh, base: Any

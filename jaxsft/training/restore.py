@@ -26,10 +26,10 @@ from jaxsft.sharding import replicated
 from jaxsft.training.checkpoint import Checkpoints, snapshot_steps
 from jaxsft.training.program import Program, abstract_batch, architecture, build, dtypes
 from jaxsft.training.saved import begin, check_start, find_base, load_folder
+from jaxsft.training.workdir import ADAPTER, SUBMODELS
 from jaxsft.validation import from_dict
 
 Tree = Any
-FOLDER, ADAPTER = "submodels", "adapter"  # of the sub-models of a run, and of what each leaves at its end
 
 
 @dataclasses.dataclass(frozen=True)
@@ -228,7 +228,7 @@ def trained_by(path: epath.PathLike) -> TrainConfig:
     folder = epath.Path(path)
     run = from_dict(TrainConfig, _record(folder)["config"], f"{folder / 'config.json'}: config")
     if run.submodels:
-        one = folder / FOLDER / "0" / ADAPTER
+        one = folder / SUBMODELS / "0" / ADAPTER
         raise UserError(f"{folder} holds {run.submodels} sub-models; name one's adapter, such as {one}.")
     return run
 

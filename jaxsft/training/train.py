@@ -7,16 +7,18 @@ import jax
 from etils import epath
 
 from jaxsft.config import TrainConfig
+from jaxsft.data.loader import Loader
 from jaxsft.evaluation import registry
+from jaxsft.sharding import process_share, replicated
 from jaxsft.training.checkpoint import Checkpoints, snapshot_steps
 from jaxsft.training.export import export_adapter
 from jaxsft.training.loop import Loop
 from jaxsft.training.members import Member
-from jaxsft.training.restore import ADAPTER, FOLDER, bound
+from jaxsft.training.restore import bound
 from jaxsft.training.saved import begin, begin_frozen
 from jaxsft.training.setup import Run, say, set_up
 from jaxsft.training.state import Frozen, TrainState
-from jaxsft.training.workdir import Metrics, Workdir
+from jaxsft.training.workdir import ADAPTER, SUBMODELS, Metrics, Workdir
 from jaxsft.validation import to_dict
 
 
@@ -65,13 +67,14 @@ def train(config: TrainConfig, workdir: str) -> str:
 def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Frozen]:
     """A fresh state, or the last whole checkpoint's."""
     program, fresh, base = run.program, checkpoints.latest is None, None
-    # scores are of all examples, so what one sub-model had scored, the others find
-    scored = [run.references.recall(member.dataset) for member in run.members]
-    if fresh or not all(scored) or program.asks_base:
+    datasets = [member.dataset for member in run.members]
+    scored = all([run.references.recall(dataset) for dataset in datasets])
+    if fresh or not scored or program.asks_base:
         base = program.load_base(run.base_path)
-    for member in run.members:
-        if not run.references.recall(member.dataset):
-            run.references.score(member.dataset, member.loader, program.decoder, program.mesh, base)
+    if not scored:
+        rows = process_share(program.mesh, jax.process_index())  # a sub-model's own loader assembles all rows
+        loader = Loader(datasets[0], run.config.data, run.config.batch_size, run.config.seed, *rows)
+        run.references.score(datasets, loader, program.decoder, program.mesh, base)
     if fresh:
         state, frozen = program.initial(base)
         if run.start is not None:
@@ -91,11 +94,13 @@ def _start(run: Run, checkpoints: Checkpoints) -> tuple[TrainState, Frozen]:
 
 def _leave(run: Run, member: Member, state: TrainState, frozen: Frozen) -> None:
     """A sub-model's summary, and its adapter as a folder that `--model` opens."""
-    path = member.folder.path / ADAPTER
-    if jax.process_index() == 0 and not (path.exists() and any(path.iterdir())):
-        params, aux = member.of((state.aux.get("ema", state.params), state.aux["method"]))
-        with jax.set_mesh(run.program.mesh):
-            export_adapter(bound(run.program, frozen.parts(params, aux), member.config, run.base_path), path)
+    path, mesh = member.folder.path / ADAPTER, run.program.mesh
+    with jax.set_mesh(mesh):  # all processes take part: none holds the whole of an array that is split over them
+        own = jax.jit(member.of, out_shardings=replicated(mesh))
+        params, aux = own((state.aux.get("ema", state.params), state.aux["method"]))
+        model = bound(run.program, frozen.parts(params, aux), member.config, run.base_path)
+        if jax.process_index() == 0 and not (path.exists() and any(path.iterdir())):
+            export_adapter(model, path)
     member.folder.write_json("summary.json", {"steps": member.steps} | _last(member.metrics))
 
 
@@ -107,7 +112,7 @@ def _last(metrics: Metrics) -> dict[str, float]:
 def _headline(folder: Workdir, config: TrainConfig) -> str:
     if not config.submodels:
         return _told(folder.path, config)
-    told = [_told(folder.path / FOLDER / str(k), config) for k in range(config.submodels)]
+    told = [_told(folder.path / SUBMODELS / str(k), config) for k in range(config.submodels)]
     return f"{config.submodels} sub-models: " + "; ".join(f"{k}: {line}" for k, line in enumerate(told))
 
 

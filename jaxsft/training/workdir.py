@@ -3,6 +3,7 @@
 config.json      the resolved config, versions, fingerprints of data and model
 metrics.jsonl    one JSON object a line: step, split, names and numbers; names under `time/` are wall-clock figures
 checkpoints/     Orbax
+submodels/K/     of a run of sub-models what each leaves, less checkpoints, and `adapter/`
 summary.json     written last: a run that has it is finished
 """
 
@@ -27,6 +28,7 @@ PACKAGES = ("jaxsft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "gra
 # Fields that may change between the start of a run and its continuation: they do not change its numbers.
 FREE = ("mesh", "checkpoint", "log.tensorboard", "log.wandb_project", "data.cache_dir")
 GRADIENT = "grad_norm/"  # and a part of the model: what `config.log.layer_grad_norms` adds to the metrics
+SUBMODELS, ADAPTER = "submodels", "adapter"  # folders of a run's sub-models, and of what each leaves at its end
 LAYER_GRADIENT = f"{GRADIENT}layer_"  # and the layer's index
 
 

@@ -435,3 +435,27 @@ def test_what_all_names_begin_with_is_left_out(tmp_path, runs, names):
         made.evaluation(tmp_path / name, made.seen_and_cloze(0.5, 0.5))
     story = page.tell(read_runs([str(tmp_path / name) for name in runs]))
     assert tuple(group.name for group in story.groups) == names
+
+
+def test_sub_models_are_shown_each_by_itself(tmp_path):
+    folder = made.train_record(tmp_path / "dtm", submodels=2)
+    made.metrics(folder, [{"step": 1, "split": "train", "loss": 2.5, "running": 2.0}])
+    for k in range(2):
+        own = made.train_record(folder / "submodels" / str(k), **{"data.part": k})
+        made.metrics(own, [{"step": s, "split": "eval", "loss": 2.0 + k - 0.1 * s} for s in (0, 1, 2 + k)])
+    lora = made.train_record(tmp_path / "lora")
+    made.metrics(lora, [{"step": 1, "split": "eval", "loss": 3.0}])
+    runs = read_runs([str(folder), str(lora)])
+    assert [run.name for run in runs] == ["dtm/0", "dtm/1", "lora"]
+    assert runs[1].curves["eval"]["loss"] == [(0, 3.0), (1, 2.9), (3, 2.7)]
+    html = page.build([str(folder)])
+    rows = [row[0].strip() for row in Page(html).rows]
+    assert "dtm/0" in rows and "dtm/1" in rows
+    made.evaluation(folder, made.seen_and_cloze(0.5, 0.5))
+    assert [run.name for run in read_runs([str(folder)])] == ["dtm"], "what was made of them"
+
+
+def test_a_run_of_sub_models_that_has_just_begun_is_shown(tmp_path):
+    folder = made.train_record(tmp_path / "dtm", submodels=2)
+    (folder / "submodels" / "0").mkdir(parents=True)
+    assert [run.name for run in read_runs([str(folder)])] == ["dtm"]

@@ -8,7 +8,10 @@ import time
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
+from jaxsft.config import DataConfig, DisperseConfig, ModelConfig
+from jaxsft.dispersal.run import disperse
 from tests.training.conftest import devices, environment, lines, run
 
 
@@ -115,6 +118,28 @@ def test_sigterm_to_one_process_stops_both_at_the_same_step(command, tmp_path):
     assert [process.wait(timeout=600) for process in processes] == [143, 143], _logs(log)
     (saved,) = (workdir / "checkpoints").iterdir()
     assert lines(workdir)[-1]["step"] == int(saved.name) < 1000
+
+
+@pytest.mark.parametrize("mesh", [("mesh.fsdp=8",), ("mesh.submodel=2", "mesh.fsdp=4")], ids=["split", "apart"])
+def test_sub_models_of_two_processes(command, data_file, model_folder, tmp_path, mesh):
+    """Scored before the first step, each split over both processes or held by one of them, and left as adapters."""
+    data = DataConfig(str(data_file), rows=":-12", template="plain", max_length=128, max_examples_per_row=4)
+    data.cache_dir, table = str(tmp_path / "cache"), tmp_path / "parts"
+    disperse(DisperseConfig(ModelConfig(str(model_folder)), data, method="random", parts=2), table)
+    overrides = (*MINOR, "adapter.kind=lora", "submodels=2", f"data.parts={table}/parts.parquet", "steps=3")
+    alone = run(command(tmp_path / "alone", *overrides), XLA_FLAGS=devices(1))
+    assert alone.returncode == 0, alone.stderr
+    log = tmp_path / "log"
+    processes = _start(command(tmp_path / "run", *overrides, *mesh), log)
+    assert [process.wait(timeout=600) for process in processes] == [0, 0], _logs(log)
+    for part in ("submodels/0", "submodels/1"):
+        one, two = tmp_path / "alone" / part, tmp_path / "run" / part
+        for a, b in zip(lines(one), lines(two), strict=True):
+            assert (a["step"], a["split"]) == (b["step"], b["split"])
+            np.testing.assert_allclose(a["loss"], b["loss"], rtol=1e-5)
+        wanted, found = (load_file(folder / "adapter" / "adapter.safetensors") for folder in (one, two))
+        for name, value in wanted.items():
+            np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-5)
 
 
 def _logs(log):

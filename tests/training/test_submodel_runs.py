@@ -1,5 +1,6 @@
 """A run of several sub-models leaves what single runs on the parts leave."""
 
+import dataclasses
 import json
 import shutil
 
@@ -7,13 +8,18 @@ import jax
 import numpy as np
 import pytest
 
-from jaxsft.config import CheckpointConfig, DataConfig, DisperseConfig, ModelConfig, TaskConfig, TrainConfig
+from jaxsft.adapters.method import Base
+from jaxsft.config import CheckpointConfig, DataConfig, DisperseConfig, MeshConfig, ModelConfig, TaskConfig, TrainConfig
+from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.dispersal.run import disperse
 from jaxsft.errors import UserError
 from jaxsft.sharding import make_mesh
+from jaxsft.training.members import batches, make_members
+from jaxsft.training.program import check_submodels
 from jaxsft.training.reduction import reduction_ratio
 from jaxsft.training.restore import open_model
 from jaxsft.training.train import train
+from jaxsft.training.workdir import Workdir
 from jaxsft.validation import validate
 from tests.training.conftest import WORDS, lines
 
@@ -103,7 +109,10 @@ def test_the_reduction_ratio_is_that_of_the_lines(together):
         assert ratio == reduction_ratio(training, held_out[: i + 1])
 
 
-def test_broken_off_in_the_middle_it_writes_the_same(config, together, tmp_path):
+@pytest.mark.parametrize("kept", [2, 4], ids=["all-run", "one-is-done"])
+def test_broken_off_in_the_middle_it_writes_the_same(config, together, tmp_path, kept):
+    steps = [json.loads((folder / "summary.json").read_text())["steps"] for folder in together.glob("submodels/*")]
+    assert (kept >= min(steps)) == (kept == 4) and kept < max(steps)
     broken = tmp_path / "broken"
     shutil.copytree(together, broken)
     last = max(int(path.name) for path in (broken / "checkpoints").iterdir())
@@ -111,7 +120,7 @@ def test_broken_off_in_the_middle_it_writes_the_same(config, together, tmp_path)
         path.unlink()
     for path in broken.glob("submodels/*/adapter"):
         shutil.rmtree(path)
-    for step in range(3, last + 1):
+    for step in range(kept + 1, last + 1):
         shutil.rmtree(broken / "checkpoints" / str(step), ignore_errors=True)
     train(config, str(broken))
     assert lines(broken) == lines(together)
@@ -146,6 +155,28 @@ def test_what_is_refused(config, changes, message, tmp_path):
             changed.adapter.lora = TrainConfig().adapter.lora
     with pytest.raises(UserError, match=message):
         train(changed, str(tmp_path / "run"))
+
+
+def test_what_is_recorded_of_each_can_be_trained(config, model_folder, tmp_path):
+    """Also of a run whose mesh splits the sub-models: alone, it has none to split."""
+    split = TrainConfig(**{**vars(config), "mesh": MeshConfig(submodel=PARTS)})
+    folder = Workdir(tmp_path)
+    for index, member in enumerate(make_members(split, folder, load_tokenizer(str(model_folder)), (0, 1))):
+        assert (member.config.submodels, member.config.data.part) == (0, index)
+        check_submodels((), Base(), make_mesh(member.config.mesh))
+
+
+def test_a_number_that_is_none_stops_all_and_says_whose(config, monkeypatch, tmp_path):
+    def spoilt(members, start):
+        for step, batch in enumerate(batches(members, start), start + 1):
+            weights = batch.loss_weights.copy()
+            weights[1] *= np.nan if step == 3 else 1
+            yield dataclasses.replace(batch, loss_weights=weights)
+
+    monkeypatch.setattr("jaxsft.training.loop.batches", spoilt)
+    with pytest.raises(UserError, match=r"^sub-model 1: loss is nan at step 3; .* checkpoint 2 is kept"):
+        train(config, str(tmp_path))
+    assert [lines(tmp_path / "submodels" / str(k))[-1]["step"] for k in (0, 1)] == [3, 2]
 
 
 def test_the_run_itself_is_no_model(together):
