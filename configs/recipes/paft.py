@@ -8,6 +8,8 @@ pairs.json holds `chosen` and `rejected` answers, heldout.jsonl what all are mea
 runs/paft/merged.
 """
 
+import re
+
 from jaxsft.config import (
     DataConfig,
     MergeConfig,
@@ -18,10 +20,14 @@ from jaxsft.config import (
     TaskConfig,
     TrainConfig,
 )
+from jaxsft.errors import UserError
 
 
 def get_config(arguments: str = "pairs.json,heldout.jsonl,5e-6") -> RecipeConfig:
-    pairs, heldout, rate = arguments.split(",")
+    given = arguments.split(",")
+    if len(given) != 3 or not re.fullmatch(r"[0-9.]+(e-?[0-9]+)?", given[-1]):
+        raise UserError(f"{arguments!r} is not understood; write PAIRS,HELDOUT,LEARNING_RATE.")
+    pairs, heldout, rate = given
     train = TrainConfig()
     train.model.path = ""
     train.data.path = ""

@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import hashlib
+import inspect
 import json
 import os
 import runpy
@@ -117,7 +118,7 @@ def find_cases(folder: Path, names: list[str]) -> list[Case]:
     """The cases of a folder of configs, in the order of `names`, each once; `dtm:4-random-ties` is a variant of `dtm`.
 
     Raises:
-      UserError: for a name that is none, and for no name.
+      UserError: for a name that is none, a variant of a case that has none, and for no name.
     """
     found = {}
     for file in sorted(folder.glob("*.py")):
@@ -133,6 +134,9 @@ def find_cases(folder: Path, names: list[str]) -> list[Case]:
         if stem not in found:
             hint = did_you_mean(stem, found) or f"; {folder} has {', '.join(found)}."
             raise UserError(f"--cases names {stem!r}, which is no case{hint}")
+        get_config = runpy.run_path(str(found[stem].file))["get_config"]
+        if argument and not inspect.signature(get_config).parameters:
+            raise UserError(f"--cases names {name!r}, but {stem} has no variants; name it without a colon.")
         cases.append(dataclasses.replace(found[stem], name=name, argument=argument))
     return cases
 

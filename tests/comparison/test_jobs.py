@@ -43,6 +43,8 @@ def test_a_case_is_a_config_with_learning_rates(cases: Path):
         find_cases(cases, ["shrt"])
     with pytest.raises(UserError, match="'other', which is no case"):
         find_cases(cases, ["other"])
+    with pytest.raises(UserError, match="'short:2', but short has no variants"):
+        find_cases(cases, ["short:2"])
     with pytest.raises(UserError, match=r"--cases is empty; .* has short"):
         find_cases(cases, [])
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from jaxsft.config import MeshConfig, ModelConfig
+from jaxsft.errors import UserError
 from jaxsft.models.tensorfiles import TensorFile
 from jaxsft.recipes.run import run
 from jaxsft.sharding import make_mesh
@@ -89,3 +90,10 @@ def test_the_penalty_makes_the_first_adapter_sparse(recipe, tmp_path):
         run(recipe, str(tmp_path / str(l1)))
         shares.append([step["l1_sparsity"] for step in lines(tmp_path / str(l1) / "sft") if "loss" in step][-1])
     assert shares[0] > shares[1] + 0.2
+
+
+@pytest.mark.parametrize("asked", ["pairs.json,heldout.jsonl", "pairs.json,heldout.jsonl,fast", "a,b,1e-6,d"])
+def test_a_recipe_that_is_asked_for_otherwise_is_refused(asked):
+    get_config = runpy.run_path(str(REPOSITORY / "configs" / "recipes" / "paft.py"))["get_config"]
+    with pytest.raises(UserError, match="write PAIRS,HELDOUT,LEARNING_RATE"):
+        get_config(asked)

@@ -169,9 +169,9 @@ def test_what_is_recorded_of_each_can_be_trained(config, model_folder, tmp_path)
 def test_a_number_that_is_none_stops_all_and_says_whose(config, monkeypatch, tmp_path):
     def spoilt(members, start):
         for step, batch in enumerate(batches(members, start), start + 1):
-            weights = batch.loss_weights.copy()
+            weights = batch.weights.copy()
             weights[1] *= np.nan if step == 3 else 1
-            yield dataclasses.replace(batch, loss_weights=weights)
+            yield dataclasses.replace(batch, weights=weights)
 
     monkeypatch.setattr("jaxsft.training.loop.batches", spoilt)
     with pytest.raises(UserError, match=r"^sub-model 1: loss is nan at step 3; .* checkpoint 2 is kept"):
