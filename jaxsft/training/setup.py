@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import numpy as np
+import jax.numpy as jnp
 from etils import epath
 
 from jaxsft.adapters.folder import Saved, is_adapter
@@ -20,7 +20,7 @@ from jaxsft.evaluation import registry
 from jaxsft.evaluation.task import Subject, Task
 from jaxsft.models.checkpoint import fingerprint, resolve
 from jaxsft.objectives.registry import make_objective
-from jaxsft.sharding import data_shards, make_mesh, process_share
+from jaxsft.sharding import data_shards, make_mesh, process_share, replicated
 from jaxsft.training.fisher import Fisher
 from jaxsft.training.members import Member, make_members
 from jaxsft.training.program import Program, architecture, build, check_grouping, check_rows, parameter_count
@@ -53,10 +53,9 @@ class Run:
         """Of the whole run: those of its longest model."""
         return max(member.steps for member in self.members)
 
-    @staticmethod
-    def step_of(state: TrainState) -> int:
-        """How many steps of the run are done."""
-        return int(np.max(jax.device_get(state.step)))
+    def step_of(self, state: TrainState) -> int:
+        """How many steps of the run are done; all processes ask together, for sub-models may be split over them."""
+        return int(jax.jit(jnp.max, out_shardings=replicated(self.program.mesh))(state.step))
 
 
 def set_up(config: TrainConfig, folder: Workdir) -> Run:
