@@ -107,6 +107,11 @@ def _check_parts(config: TrainConfig) -> None:
         raise UserError(f"config.submodels is {config.submodels}, but {config.data.parts} has {count} parts.")
     if config.checkpoint.keep_best:
         raise UserError("config.checkpoint.keep_best compares one model's losses; leave it at 0 with config.submodels.")
+    if config.model.init == "random":
+        raise UserError(
+            "config.submodels leaves adapters of config.model.path, but config.model.init is 'random', so their base "
+            "would be in no folder; train and export it first (scripts/export.py --format=hf)."
+        )
     if config.adapter.start:
         raise UserError(
             "config.adapter.start cannot be the start of config.submodels yet; merge that adapter into the base first "
