@@ -3,6 +3,11 @@
 import dataclasses
 import json
 import math
+import os
+import pickle
+import signal
+import sys
+import textwrap
 
 import jax
 import numpy as np
@@ -17,6 +22,7 @@ from jaxsft.merging.search import search
 from jaxsft.merging.weighing import Space, minimise
 from jaxsft.models.checkpoint import save_hf
 from tests.evaluation.folders import make_folder
+from tests.training.conftest import run
 from tests.training.test_formats import table
 
 
@@ -145,6 +151,34 @@ def test_a_search_that_was_broken_off_goes_on_to_the_same_result(made, finished,
     for record in records:
         record.pop("result"), record.pop("merge")  # which name the folder
     assert records[0] == records[1]
+
+
+KILLED = """
+    import os, pickle, signal, sys
+    import jaxsft.cli
+    from jaxsft.merging import search
+    left, merged = [3], search._Trials._merged
+    def killed(self, weights):
+        left[0] -= 1
+        if not left[0]:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return merged(self, weights)
+    search._Trials._merged = killed
+    search.search(pickle.load(open(sys.argv[1], "rb")), sys.argv[2])
+"""
+
+
+def test_a_killed_search_goes_on_to_the_same_trials(made, finished, tmp_path):
+    """By SIGKILL, while the third trial is merged: the lock does not outlive the process, nor does a trial get lost."""
+    (tmp_path / "config").write_bytes(pickle.dumps(config_of(made)))
+    script = [sys.executable, "-c", textwrap.dedent(KILLED), str(tmp_path / "config"), str(tmp_path / "output")]
+    done = run(script, XLA_FLAGS=os.environ["XLA_FLAGS"])  # the same devices, and so the same bits
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(trials(tmp_path / "output")) == 2 and not (tmp_path / "output" / "merged").exists()
+    search(config_of(made), tmp_path / "output")
+    assert (tmp_path / "output" / "trials.jsonl").read_bytes() == (finished[0] / "trials.jsonl").read_bytes()
+    merged = [(folder / "merged" / "model.safetensors").read_bytes() for folder in (finished[0], tmp_path / "output")]
+    assert merged[0] == merged[1]
 
 
 def test_a_method_with_a_base_and_the_simplex(made, tmp_path):
