@@ -63,7 +63,7 @@ def compress_or_find(config: CompressConfig, output: epath.PathLike) -> str:
     """
     file = epath.Path(output) / COMPRESSED
     if not file.exists():
-        return compress(config, output).splitlines()[-1]
+        return compress(config, output).rpartition("\n")[2]  # "" in other processes than 0
     found = json.loads(file.read_text())
     if found["config"] != to_dict(config):
         raise UserError(f"{output} was compressed in another way; remove it, or choose another folder.")

@@ -20,12 +20,12 @@ BOTH = """
     import sys
     from jaxsft.training.distributed import initialize
     initialize()
-    from jaxsft.compression.run import compress
+    from jaxsft.compression.run import compress_or_find
     from jaxsft.config import CompressConfig, MergeConfig
     from jaxsft.merging.merge import merge
     start, small, merged, again = sys.argv[1:]
     merge(MergeConfig(models=(start, small)), merged)
-    compress(CompressConfig(model=small, base=start, bits=(16,), columns=(5,)), again)
+    compress_or_find(CompressConfig(model=small, base=start, bits=(16,), columns=(5,)), again)
 """
 
 
