@@ -16,10 +16,21 @@ from safetensors.numpy import load_file, save_file
 from jaxsft.adapters.peft import save_factors
 from jaxsft.compression.plan import make_plan
 from jaxsft.compression.run import compress, compress_or_find
-from jaxsft.config import CompressConfig, MeshConfig, ModelConfig, TrainConfig
+from jaxsft.config import (
+    CompressConfig,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    RecipeConfig,
+    StageConfig,
+    SuiteConfig,
+    TaskConfig,
+    TrainConfig,
+)
 from jaxsft.errors import UserError
 from jaxsft.merging.sources import open_source
 from jaxsft.models.checkpoint import fingerprint, load_architecture, save_hf
+from jaxsft.recipes.run import run as run_recipe
 from jaxsft.sharding import make_mesh
 from jaxsft.training.export import export_hf
 from jaxsft.training.restore import open_model
@@ -340,6 +351,25 @@ def test_a_stage_finds_what_it_left(folders, tmp_path):
     shutil.copy(folders / "start" / "model.safetensors", tmp_path / "tuned" / "model.safetensors")
     with pytest.raises(UserError, match="models that are others by now"):
         compress_or_find(config, tmp_path / "out")
+
+
+def test_a_stage_of_a_recipe(model_folder, data_file, tmp_path):
+    """Trained, compressed against where the run started, and measured: at 16 bits as the run itself."""
+    data = DataConfig(str(data_file), template="plain", max_length=64, cache_dir=str(tmp_path / "cache"))
+    config = TrainConfig(data=data, batch_size=8, steps=3)
+    config.model.path, config.log.tensorboard, config.optimizer.learning_rate = str(model_folder), False, 1e-2
+    task = TaskConfig("likelihood", "perplexity", data)
+    measured = lambda name: SuiteConfig([task], ModelConfig(f"{{{name}}}", dtype="float32"))
+    stages = [
+        StageConfig("tuned"),
+        StageConfig("small", "compress", CompressConfig("{tuned}", bits=(16,), columns=(64,))),
+        StageConfig("of_tuned", "evaluate", measured("tuned")),
+        StageConfig("of_small", "evaluate", measured("small")),
+    ]
+    run_recipe(RecipeConfig(config, stages), str(tmp_path / "work"))
+    assert manifest(tmp_path / "work" / "small")["base"]["name"] == str(model_folder)
+    read = lambda name: json.loads((tmp_path / "work" / name / "evaluation.json").read_text())["tasks"]["likelihood"]
+    assert read("of_small")["nll_per_token"] == pytest.approx(read("of_tuned")["nll_per_token"], rel=1e-4)
 
 
 def test_the_page_of_formats_names_every_field(folders, tmp_path):
