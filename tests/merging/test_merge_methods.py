@@ -118,6 +118,24 @@ def test_weighted_means():
         linear(models, (1.0, 1.0))
 
 
+def test_the_mean_of_convex_models_is_no_worse_than_they_are_on_average():
+    """Logistic regressions on the halves of a set, on any data (Jensen); linear ones predict the mean."""
+    rng = np.random.default_rng(0)
+    x, labels = rng.standard_normal((64, 5)), rng.integers(0, 2, 64)
+    models = []
+    for half in (slice(0, 32), slice(32, 64)):
+        w = np.zeros(5)
+        for _ in range(200):
+            w += 0.5 * x[half].T @ (labels[half] - 1 / (1 + np.exp(-x[half] @ w))) / 32
+        models.append(w.astype(np.float32))
+    merged = np.asarray(linear([jnp.asarray(w) for w in models], (1.0, 1.0), True), np.float64)
+    np.testing.assert_allclose(x @ merged, np.mean([x @ w for w in models], axis=0), atol=1e-6)
+    for other in (x, 3 * rng.standard_normal((50, 5))):
+        signs = np.where(rng.integers(0, 2, len(other)), 1, -1)
+        loss = lambda w: np.log1p(np.exp(-signs * (other @ w))).mean()  # noqa: B023
+        assert loss(merged) <= np.mean([loss(w) for w in models]) + 1e-7
+
+
 def test_the_mean_of_copies_is_exact_and_rounded_once():
     """In bfloat16 throughout, 1/3 of 1, 2^-8 and 2^-8 would lose the small ones."""
     models = [jnp.asarray(x, jnp.bfloat16).reshape(1) for x in (1.0, 3 * 2**-8, 3 * 2**-8)]

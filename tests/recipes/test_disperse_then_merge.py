@@ -1,5 +1,6 @@
 """Disperse-Then-Merge end to end: what is merged is the mean of runs, each on the part of the data that is its own."""
 
+import copy
 import json
 import runpy
 
@@ -16,6 +17,7 @@ from jaxsft.scoring.table import read_scores
 from jaxsft.sharding import make_mesh
 from jaxsft.training.export import export_hf
 from jaxsft.training.restore import open_model
+from jaxsft.training.train import train
 from tests.conftest import REPOSITORY
 from tests.training.conftest import data_file, lines, model_folder
 from tests.training.test_formats import table
@@ -26,8 +28,12 @@ RECIPE = REPOSITORY / "configs" / "recipes" / "disperse_then_merge.py"
 
 @pytest.fixture(params=["lora", "full"])
 def recipe(model_folder, data_file, tmp_path, request):
+    return made(f"{data_file},4,{request.param}", model_folder, data_file, tmp_path)
+
+
+def made(asked, model_folder, data_file, tmp_path):
     """The shipped recipe at the size of a test."""
-    recipe = runpy.run_path(str(RECIPE))["get_config"](f"{data_file},4,{request.param}")
+    recipe = runpy.run_path(str(RECIPE))["get_config"](asked)
     train = recipe.train
     train.model.path, train.data.path, train.data.template = str(model_folder), str(data_file), "plain"
     train.data.max_length, train.data.cache_dir = 128, str(tmp_path / "cache")
@@ -76,6 +82,24 @@ def test_the_merged_model_is_the_mean_of_runs_on_disjoint_parts(recipe, tmp_path
     down = "model.layers.0.mlp.down_proj.weight"
     assert np.abs(own[0].read(down) - own[1].read(down)).max() > 1e-4, "the parts taught different things"
     assert run(recipe, str(work)) == line, "nothing is left to do"
+
+
+def test_one_part_is_plain_fine_tuning(model_folder, data_file, tmp_path):
+    """Bit for bit: the same steps, and a mean of one."""
+    recipe = made(f"{data_file},1,full", model_folder, data_file, tmp_path)
+    recipe.stages[-2].config.dtype = "float32"
+    run(recipe, str(tmp_path / "work"))
+    plain = copy.deepcopy(recipe.train)
+    train(plain, str(tmp_path / "plain"))
+    figures = lambda line: {name: value for name, value in line.items() if not name.startswith("time/")}
+    dispersed, alone = (list(map(figures, lines(tmp_path / name))) for name in ("work/model_0", "plain"))
+    assert dispersed == alone
+    mesh = make_mesh(MeshConfig())
+    opened = open_model(str(tmp_path / "plain"), ModelConfig(dtype="float32", param_dtype="float32"), mesh)
+    export_hf(opened, tmp_path / "exported", mesh, "float32")
+    merged, own = (TensorFile(tmp_path / name / "model.safetensors") for name in ("work/merged", "exported"))
+    for name in own.entries:
+        np.testing.assert_array_equal(merged.read(name), own.read(name))
 
 
 @pytest.mark.parametrize("asked", ["heldout.jsonl,four", "heldout.jsonl,4,loro", "heldout.jsonl,4,lora,more"])
