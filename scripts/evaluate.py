@@ -15,7 +15,7 @@ from jaxsft.config import EvaluateConfig, SuiteConfig
 from jaxsft.errors import UserError
 from jaxsft.evaluation.suite import evaluate
 from jaxsft.training.distributed import initialize
-from jaxsft.training.restore import is_workdir
+from jaxsft.training.runs import is_workdir
 
 cli.define_config()
 MODEL = flags.DEFINE_string("model", None, "Hugging Face folder or hub name, a workdir, or world:base.")

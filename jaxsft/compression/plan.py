@@ -20,7 +20,7 @@ from jaxsft.models.checkpoint import resolve
 from jaxsft.models.decoder import Decoder
 from jaxsft.models.weights import Tensor, tensors
 from jaxsft.sharding import make_mesh
-from jaxsft.training.restore import is_workdir, started_from
+from jaxsft.training.runs import is_workdir, started_from
 
 MAY_DIFFER = {"source", "max_positions", "init_std"}  # fields of an architecture that say nothing of its tensors
 

@@ -25,7 +25,8 @@ from jaxsft.scoring.embedding import embed_examples
 from jaxsft.scoring.table import write_scores
 from jaxsft.sharding import data_shards, make_mesh, process_share
 from jaxsft.training.program import dtypes
-from jaxsft.training.restore import is_workdir, open_model, tokenizer_source, weights_fingerprint
+from jaxsft.training.restore import open_model, tokenizer_source
+from jaxsft.training.runs import is_workdir, weights_fingerprint
 
 PARTS, RECORD, PICTURE, VECTORS = "parts.parquet", "dispersal.json", "dispersal.html", "vectors.parquet"
 TYPICAL, LETTERS = 3, 300  # examples told of each part, and how much of each

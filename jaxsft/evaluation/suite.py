@@ -14,7 +14,8 @@ from jaxsft.evaluation.registry import as_trained, headline, prepare
 from jaxsft.evaluation.task import Result, Subject
 from jaxsft.files import write_json, write_text
 from jaxsft.sharding import make_mesh
-from jaxsft.training.restore import OpenModel, open_model, started_from
+from jaxsft.training.restore import OpenModel, open_model
+from jaxsft.training.runs import started_from
 from jaxsft.validation import to_dict
 
 

@@ -28,14 +28,8 @@ from jaxsft.models.architecture import Architecture
 from jaxsft.models.checkpoint import copy_companions, fingerprint, load_architecture, resolve
 from jaxsft.sharding import make_mesh
 from jaxsft.training.export import write_template
-from jaxsft.training.restore import (
-    is_workdir,
-    run_adapter,
-    stored_base,
-    tokenizer_source,
-    trained_by,
-    weights_fingerprint,
-)
+from jaxsft.training.restore import run_adapter, stored_base, tokenizer_source
+from jaxsft.training.runs import is_workdir, trained_by, weights_fingerprint
 from jaxsft.training.saved import find_base, load_folder
 from jaxsft.validation import to_dict
 

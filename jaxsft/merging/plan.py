@@ -20,7 +20,7 @@ from jaxsft.models.checkpoint import resolve
 from jaxsft.models.decoder import Decoder
 from jaxsft.models.weights import Tensor
 from jaxsft.sharding import make_mesh
-from jaxsft.training.restore import is_workdir, started_from
+from jaxsft.training.runs import is_workdir, started_from
 
 MAY_DIFFER = {
     "source",

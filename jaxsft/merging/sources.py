@@ -31,7 +31,8 @@ from jaxsft.models.checkpoint import fingerprint, load_architecture, open_tensor
 from jaxsft.models.decoder import Decoder
 from jaxsft.models.weights import Tensor
 from jaxsft.training.program import architecture
-from jaxsft.training.restore import SavedRun, companions, is_workdir, open_model, saved_run, weights_fingerprint
+from jaxsft.training.restore import companions, open_model
+from jaxsft.training.runs import SavedRun, is_workdir, saved_run, weights_fingerprint
 from jaxsft.training.saved import find_base
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"

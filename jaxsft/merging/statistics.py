@@ -25,7 +25,8 @@ from jaxsft.models import layout, tensorfiles, weights
 from jaxsft.models.weights import Tensor
 from jaxsft.scoring.fisher import diagonal_fisher
 from jaxsft.scoring.statistics import input_statistics
-from jaxsft.training.restore import OpenModel, is_workdir, open_model, trained_by
+from jaxsft.training.restore import OpenModel, open_model
+from jaxsft.training.runs import is_workdir, trained_by
 
 BATCH = 8  # rows of a batch; no figure depends on it
 NORM = "norm"

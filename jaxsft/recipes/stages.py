@@ -23,7 +23,7 @@ from jaxsft.merging.merge import merge_or_find
 from jaxsft.merging.search import MERGED, search
 from jaxsft.models.checkpoint import fingerprint
 from jaxsft.scoring.confidence import score_confidence
-from jaxsft.training.restore import weights_fingerprint
+from jaxsft.training.runs import weights_fingerprint
 from jaxsft.training.train import train
 
 SCORES, EVALUATION = "scores.parquet", "evaluation.json"

@@ -24,7 +24,8 @@ from jaxsft.scoring.reference import score_log_probs
 from jaxsft.scoring.table import read_scores, write_scores
 from jaxsft.sharding import data_shards, make_mesh, process_share
 from jaxsft.training.program import dtypes
-from jaxsft.training.restore import is_workdir, open_model, snapshots, tokenizer_source, trained_by, weights_fingerprint
+from jaxsft.training.restore import open_model, tokenizer_source
+from jaxsft.training.runs import is_workdir, snapshots, trained_by, weights_fingerprint
 
 LARGEST = 50.0  # nats; a mean beyond it counts as this, so that one wild checkpoint leaves the others a say
 

@@ -21,7 +21,8 @@ from jaxsft.objectives.objective import Objective
 from jaxsft.objectives.reference import PREFIX
 from jaxsft.scoring.reference import score_log_probs
 from jaxsft.scoring.table import read_scores, write_scores
-from jaxsft.training.restore import is_workdir, open_model, tokenizer_source, weights_fingerprint
+from jaxsft.training.restore import open_model, tokenizer_source
+from jaxsft.training.runs import is_workdir, weights_fingerprint
 
 START = "start"  # in `config.reference.models`: the model that the run starts from
 

@@ -2,8 +2,6 @@
 same way."""
 
 import dataclasses
-import hashlib
-import json
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +12,7 @@ from jax.sharding import Mesh
 from jaxsft.adapters.folder import Saved, Stored, collect, is_adapter, load_adapter, read_card
 from jaxsft.adapters.method import Method, Parts
 from jaxsft.compression.folder import RestoredModel, is_compressed
-from jaxsft.config import AdapterConfig, CheckpointConfig, ModelConfig, RegularizersConfig, TrainConfig, TypesConfig
+from jaxsft.config import AdapterConfig, ModelConfig, RegularizersConfig, TrainConfig, TypesConfig
 from jaxsft.data.classes import inference_condition
 from jaxsft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxsft.errors import UserError
@@ -23,11 +21,10 @@ from jaxsft.models.checkpoint import fingerprint, load_architecture, load_params
 from jaxsft.models.decoder import Decoder
 from jaxsft.models.quantized import dequantize_params
 from jaxsft.sharding import replicated
-from jaxsft.training.checkpoint import Checkpoints, snapshot_steps
+from jaxsft.training.checkpoint import Checkpoints
 from jaxsft.training.program import Program, abstract_batch, architecture, build, dtypes
+from jaxsft.training.runs import check_unchanged, is_workdir, last_step, read_record, trained_by, weights_fingerprint
 from jaxsft.training.saved import begin, check_start, find_base, load_folder
-from jaxsft.training.workdir import ADAPTER, SUBMODELS
-from jaxsft.validation import from_dict
 
 Tree = Any
 
@@ -109,7 +106,7 @@ def open_model(path: str, config: ModelConfig, mesh: Mesh, step: int | None = No
       UserError: if there is no such model, or the run has no checkpoint yet or none of that step.
     """
     folder = epath.Path(path)
-    record = _record(folder)
+    record = read_record(folder)
     if record is not None:
         return _open_run(folder, record, config, mesh, step)
     source = resolve(path)
@@ -124,113 +121,6 @@ def open_model(path: str, config: ModelConfig, mesh: Mesh, step: int | None = No
     stored = config.quantization, config.double_quantization
     params = load_params(source, decoder, mesh, param_dtype, *stored)
     return OpenModel(decoder, params, None, None, None, load_tokenizer(str(source)), "auto", source)
-
-
-@dataclasses.dataclass(frozen=True)
-class SavedRun:
-    """A run's workdir, to be read array by array.
-
-    Attributes:
-      config: the run's.
-      checkpoints: of the run; to be closed.
-      step: of the last one.
-      source: the model folder that it started from, unchanged since.
-    """
-
-    config: TrainConfig
-    checkpoints: Checkpoints
-    step: int
-    source: epath.Path
-
-
-def saved_run(path: str) -> SavedRun:
-    """Opens a workdir without loading anything.
-
-    Raises:
-      UserError: if there is no checkpoint yet, or the folder that the run started from holds another model by now.
-    """
-    folder = epath.Path(path)
-    record, config = _record(folder), trained_by(folder)
-    checkpoints = Checkpoints(folder / "checkpoints", config.checkpoint, read_only=True)
-    source = resolve(config.model.path)
-    if config.model.init != "random":
-        _check_unchanged(source, folder, record)
-    return SavedRun(config, checkpoints, _last_step(checkpoints, folder), source)
-
-
-def started_from(path: str, instead: str) -> str:
-    """The model folder whose weights a run started from, or that an adapter is for.
-
-    Args:
-      path: the run's workdir, or the adapter's folder.
-      instead: the field of the caller's config that names a model where none can be found.
-
-    Raises:
-      UserError: if the run started from random weights, or the folder is not there or holds another model by now.
-    """
-    if not is_workdir(path):
-        return str(find_base(resolve(path)))
-    folder = epath.Path(path)
-    record = _record(folder)
-    run = trained_by(folder)
-    if run.model.init == "random":
-        raise UserError(f"{folder} started from random weights, which are in no folder; set {instead}.")
-    source = resolve(run.model.path)
-    _check_unchanged(source, folder, record)
-    return str(source)
-
-
-def weights_fingerprint(path: epath.PathLike, step: int | None = None) -> str:
-    """Of the weights in a run's workdir: of what it was trained on, how, and for how many steps.
-
-    Args:
-      path: the workdir.
-      step: of the checkpoint; None is the last.
-
-    Raises:
-      UserError: if there is no checkpoint yet.
-    """
-    folder = epath.Path(path)
-    record = _record(folder)
-    checkpoints = Checkpoints(folder / "checkpoints", CheckpointConfig(), read_only=True)
-    last = _last_step(checkpoints, folder)
-    checkpoints.close()
-    decides = [record["config"], record["fingerprints"], last if step is None else step]
-    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:32]
-
-
-def snapshots(path: epath.PathLike) -> list[int]:
-    """The steps of a finished run whose snapshots are kept, or its last if it was to keep none.
-
-    Raises:
-      UserError: if the run is not finished, or one of them is gone.
-    """
-    folder = epath.Path(path)
-    run = trained_by(folder)
-    if not (folder / "summary.json").exists():
-        raise UserError(f"the run in {folder} is not finished; finish it before its checkpoints are compared.")
-    total = json.loads((folder / "summary.json").read_text())["steps"]
-    wanted = snapshot_steps(run.checkpoint.snapshots or 1, total)
-    checkpoints = Checkpoints(folder / "checkpoints", run.checkpoint, read_only=True)
-    kept = checkpoints.steps
-    checkpoints.close()
-    if missing := sorted(set(wanted) - set(kept)):
-        raise UserError(f"{folder} has no checkpoint of step {missing[0]} (it has {kept}); train it again.")
-    return wanted
-
-
-def trained_by(path: epath.PathLike) -> TrainConfig:
-    """The config of the run in a workdir, which trained one model.
-
-    Raises:
-      UserError: if it trained several.
-    """
-    folder = epath.Path(path)
-    run = from_dict(TrainConfig, _record(folder)["config"], f"{folder / 'config.json'}: config")
-    if run.submodels:
-        one = folder / SUBMODELS / "0" / ADAPTER
-        raise UserError(f"{folder} holds {run.submodels} sub-models; name one's adapter, such as {one}.")
-    return run
 
 
 def tokenizer_source(path: str) -> str:
@@ -255,17 +145,12 @@ def run_adapter(path: epath.PathLike, mesh: Mesh) -> Saved:
     checkpoints = Checkpoints(folder / "checkpoints", run.checkpoint, read_only=True)
     program = _reading(run, arch, mesh)
     everywhere = lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=replicated(mesh))
-    state = checkpoints.restore_parameters(_last_step(checkpoints, folder), jax.tree.map(everywhere, program.state))
+    state = checkpoints.restore_parameters(last_step(checkpoints, folder), jax.tree.map(everywhere, program.state))
     checkpoints.close()
     params = state.aux.get("ema", state.params)
     mask = program.method.update_mask(params)
     settings = getattr(run.adapter, run.adapter.kind)
     return Saved(run.adapter.kind, settings, collect(arch, params, mask), collect(arch, state.aux["method"]))
-
-
-def is_workdir(path: str) -> bool:
-    """Whether a run's workdir is there."""
-    return _record(epath.Path(path)) is not None
 
 
 def open_start(config: TrainConfig, arch: Architecture, mesh: Mesh) -> tuple[Saved | None, dict[str, str]]:
@@ -304,7 +189,7 @@ def check_start_base(config: TrainConfig) -> str:
     """
     path, model = config.adapter.start, config.model
     workdir, stored = is_workdir(path), stored_base(path)
-    own = _record(epath.Path(path))["fingerprints"]["model"] if workdir else read_card(resolve(path)).fingerprint
+    own = read_record(epath.Path(path))["fingerprints"]["model"] if workdir else read_card(resolve(path)).fingerprint
     if own and own != fingerprint(model.path):
         raise UserError(
             f"config.adapter.start={path} was trained on another model than config.model.path={model.path}; name the "
@@ -316,21 +201,12 @@ def check_start_base(config: TrainConfig) -> str:
     return f"config.adapter.start={path} was trained over a base stored {stored.words}; this run's is {now.words}"
 
 
-def _record(folder: epath.Path) -> dict[str, Any] | None:
-    """A workdir's config.json, None for anything else."""
-    file = folder / "config.json"
-    if not file.exists():
-        return None
-    record = json.loads(file.read_text())
-    return record if "kind" in record else None
-
-
 def _open_run(
     folder: epath.Path, record: dict[str, Any], config: ModelConfig, mesh: Mesh, step: int | None
 ) -> OpenModel:
     run = trained_by(folder)
     checkpoints = Checkpoints(folder / "checkpoints", run.checkpoint, read_only=True)
-    last = _last_step(checkpoints, folder)
+    last = last_step(checkpoints, folder)
     if step is not None and step not in checkpoints.steps:
         raise UserError(f"workdir {folder} has no checkpoint of step {step}; it has {checkpoints.steps}.")
     source = resolve(config.base or run.model.path)
@@ -339,7 +215,7 @@ def _open_run(
     program = _reading(run, architecture(run.model, source), mesh)
     frozen = program.frozen
     if program.asks_base:
-        _check_unchanged(source, folder, record)
+        check_unchanged(source, folder, record)
         frozen = program.frozen_only(program.load_base(source))
     state = checkpoints.restore_parameters(last if step is None else step, program.state)
     checkpoints.close()
@@ -419,16 +295,3 @@ def _reading(run: TrainConfig, arch: Architecture, mesh: Mesh) -> Program:
     run.model.remat, run.batch_size, run.accumulate = "none", mesh.size, 1
     run.objective.regularizers = RegularizersConfig()
     return build(run, arch, mesh, 1, abstract_batch(mesh.size, 1, 1))
-
-
-def _last_step(checkpoints: Checkpoints, folder: epath.Path) -> int:
-    if (folder / ADAPTER).exists():
-        raise UserError(f"{folder} holds the records of a sub-model; its adapter is {folder / ADAPTER}, name that.")
-    if checkpoints.latest is None:
-        raise UserError(f"workdir {folder} has no checkpoint yet; wait for the first, or name a model folder.")
-    return checkpoints.latest
-
-
-def _check_unchanged(source: epath.Path, folder: epath.Path, record: dict[str, Any]) -> None:
-    if fingerprint(source) != record["fingerprints"]["model"]:
-        raise UserError(f"{source} is no longer the model that {folder} was trained on; restore it, or train again.")

@@ -13,9 +13,9 @@ from jaxsft.errors import UserError
 from jaxsft.scoring.confidence import confidence, score_confidence
 from jaxsft.scoring.table import read_scores
 from jaxsft.sharding import make_mesh
-from jaxsft.training import restore
 from jaxsft.training.checkpoint import Checkpoints, snapshot_steps
-from jaxsft.training.restore import open_model, snapshots
+from jaxsft.training.restore import open_model
+from jaxsft.training.runs import snapshots, trained_by
 from jaxsft.training.train import train
 from tests.data.conftest import write_jsonl
 from tests.training.conftest import data_file, model_folder
@@ -93,7 +93,7 @@ def test_a_table_of_all_snapshots(run, tmp_path):
 
 def _by_hand(model, run):
     """Supervised targets of every example, and their summed negative log-likelihood, an example at a time."""
-    dataset = prepare(restore.trained_by(run).data, model.tokenizer)
+    dataset = prepare(trained_by(run).data, model.tokenizer)
     lengths, sums = [], []
     for i in range(len(dataset)):
         ids, weights, _ = dataset.example(i)
