@@ -98,7 +98,9 @@ def test_of_several_kinds_of_steps_the_largest_counts(model_folder, monkeypatch)
         argument_size_in_bytes=size, temp_size_in_bytes=0, output_size_in_bytes=0, alias_size_in_bytes=0
     )
     sizes = {"": 1, "gather": 2, "search": 3}
-    step = lambda stage: SimpleNamespace(memory_analysis=lambda: memory(sizes[stage]), as_text=lambda: "")
+    step = lambda stage: SimpleNamespace(
+        memory_analysis=lambda: memory(sizes[stage]), as_text=lambda: "", cost_analysis=lambda: {"flops": sizes[stage]}
+    )
     monkeypatch.setattr(plan, "describe", lambda *_: jax.devices())
     monkeypatch.setattr(Program, "compile", lambda _, stage="": step(stage))
     assert plan.plan(config, "v5e:2x4")["peak"] == 3
