@@ -9,7 +9,7 @@ from jaxsft.config import DataConfig, TrainConfig, TypesConfig
 from jaxsft.data.dataset import prepare
 from jaxsft.data.loader import Loader
 from jaxsft.errors import UserError
-from jaxsft.training.train import held_out_data
+from jaxsft.training.setup import held_out_data
 from tests.data.conftest import write_jsonl
 
 
