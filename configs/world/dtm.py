@@ -2,16 +2,18 @@
 
 python scripts/compare.py --cases=full,lora,dtm:4-random-linear,dtm:4-kmeans-ties --starts=world:chat --output=runs/dtm
 
-The dispersal is of `DisperseConfig.method`, the merge a name in MERGES.
+The dispersal is one of DISPERSALS (`DisperseConfig.method`), the merge one of MERGES.
 """
 
 import shutil
 from pathlib import Path
 
 from jaxsft.config import DisperseConfig, MergeConfig, ModelConfig, TrainConfig
+from jaxsft.errors import UserError
 from jaxsft.world.recipe import plain
 
 LEARNING_RATES = (1e-3, 3e-3)
+DISPERSALS = ("random", "iid", "task_type", "kmeans")
 MERGES = {
     "linear": MergeConfig("linear"),  # the mean of updates
     "factor": MergeConfig("lora_factor"),  # the mean of factors, as the authors' code
@@ -29,15 +31,25 @@ MERGES = {
 }
 
 
+def _parse(asked: str) -> tuple[int, str, str]:
+    parts, _, rest = asked.partition("-")
+    dispersal, _, merge = rest.partition("-")
+    if not parts.isdigit() or dispersal not in DISPERSALS or merge not in MERGES:
+        raise UserError(
+            f"dtm:{asked} is no variant; write dtm:PARTS-DISPERSAL-MERGE, with one of {', '.join(DISPERSALS)} and "
+            f"one of {', '.join(MERGES)}."
+        )
+    return int(parts), dispersal, merge
+
+
 def get_config(asked: str = "4-random-linear") -> TrainConfig:
-    parts, _, merge = asked.split("-")
-    assert merge in MERGES, f"{merge!r} is not one of {', '.join(MERGES)}"
+    parts, _, _ = _parse(asked)
     config = plain()
     config.model.path = "world:chat"
     config.adapter.kind = "lora"
     config.adapter.lora.rank = 8
     config.adapter.lora.alpha = 16.0
-    config.submodels = int(parts)
+    config.submodels = parts
     config.data.parts = "parts.parquet"  # made by `run`
     return config
 
@@ -50,7 +62,7 @@ def run(config: TrainConfig, workdir: str, asked: str = "4-random-linear") -> Pa
     from jaxsft.merging.merge import merge
     from jaxsft.training.train import train
 
-    _, dispersal, how = asked.split("-")
+    _, dispersal, how = _parse(asked)
     table, merged = Path(workdir) / "parts", Path(workdir) / "merged"
     whole = dataclasses.replace(config.data, parts="")
     start = ModelConfig(config.model.path)

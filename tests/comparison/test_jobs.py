@@ -1,6 +1,7 @@
 """The comparison: what makes a case, what names a job, what a broken-off job does again."""
 
 import json
+import runpy
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from jaxsft.comparison import jobs
 from jaxsft.comparison.jobs import EVALUATION, Job, execute, find_cases, plan
 from jaxsft.errors import UserError
 from jaxsft.world import recipe, records
+from tests.conftest import REPOSITORY
 
 CASE = '''"""A short run, on purpose.
 
@@ -195,3 +197,18 @@ def test_a_case_may_leave_its_model_beside_the_run(cases: Path, tmp_path: Path, 
         with pytest.raises(RuntimeError, match="measured"):
             execute(Job(case, "world:base", 1e-3, 0), tmp_path / "here")
     assert seen == [str(tmp_path / "here" / "merged"), str(tmp_path / "here")]
+
+
+@pytest.mark.parametrize("asked", ["4-random", "four-random-linear", "4-randm-linear", "4-random-mean"])
+def test_a_variant_that_is_none_is_refused(asked: str):
+    (case,) = find_cases(REPOSITORY / "configs" / "world", [f"dtm:{asked}"])
+    with pytest.raises(UserError, match=f"dtm:{asked} is no variant; write dtm:PARTS-DISPERSAL-MERGE"):
+        Job(case, "world:chat", 1e-3).config()
+
+
+def test_the_variants_of_dispersal_and_merge_are_runs():
+    names = runpy.run_path(str(REPOSITORY / "configs" / "world" / "dtm.py"))
+    variants = [f"dtm:2-{cut}-{how}" for cut in names["DISPERSALS"] for how in names["MERGES"]]
+    for case in find_cases(REPOSITORY / "configs" / "world", variants):
+        config = Job(case, "world:chat", 1e-3).config()
+        assert config.submodels == 2 and config.adapter.kind == "lora"
