@@ -9,10 +9,11 @@ import time
 
 import jax
 from absl import flags
+from jaxsft.decoding.engine import Sampler
+from jaxsft.decoding.sampling import Sampling
 
 from jaxsft import cli
 from jaxsft.config import MeshConfig, ModelConfig
-from jaxsft.decoding.generate import Sampling, generate
 from jaxsft.decoding.prompts import as_json, make_prompter, read_prompts
 from jaxsft.errors import UserError
 from jaxsft.files import write_text

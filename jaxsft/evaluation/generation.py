@@ -19,7 +19,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxsft.config import DataConfig, TaskConfig
@@ -29,12 +28,12 @@ from jaxsft.data.mixture import add_system
 from jaxsft.data.sources import open_source, row_range
 from jaxsft.data.templates import NO_TEMPLATE
 from jaxsft.data.tokenizer import Tokenizer
-from jaxsft.decoding.generate import Sampling, generate
+from jaxsft.decoding.engine import Sampler
 from jaxsft.decoding.prompts import Prompter, as_json, make_prompter
+from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
 from jaxsft.evaluation.multiple_choice import encoder
 from jaxsft.evaluation.task import Result, Subject, Task, by_part, digest
-from jaxsft.sharding import data_shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,14 +94,12 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
         )
     prompts = [question.prompt[new_tokens - context :] for question in questions]
     cut = sum(len(question.prompt) > len(prompt) for question, prompt in zip(questions, prompts))
-    shards = data_shards(subject.mesh)
-    batch_size, key = -(-config.batch_size // shards) * shards, jax.random.key(0)  # nothing is drawn
     sampling = Sampling(max_new_tokens=new_tokens, stop_ids=prompter.stop_ids)
+    sampler = Sampler(subject.decoder, sampling, subject.mesh, batch_size=config.batch_size)
     name = config.name or config.task
 
     def measure(params: Any, adapters: Any) -> Result:
-        with jax.set_mesh(subject.mesh):
-            new = generate(subject.decoder, params, adapters, prompts, sampling, key, batch_size=batch_size)
+        new = [sampled.tokens for sampled in sampler.generate(params, prompts, adapters=adapters)]
         judged = [judge(*each, prompter) for each in zip(questions, prompts, new)]
         table = {
             field: np.array([getattr(one, field) for one in judged])

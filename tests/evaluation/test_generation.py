@@ -9,7 +9,7 @@ import pytest
 
 from jaxsft.config import DataConfig, MeshConfig, TaskConfig
 from jaxsft.data.tokenizer import load_tokenizer
-from jaxsft.decoding.generate import _decode
+from jaxsft.decoding.engine import _admit, _advance
 from jaxsft.decoding.prompts import make_prompter
 from jaxsft.errors import UserError
 from jaxsft.evaluation.generation import judge, prepare, read_questions
@@ -199,8 +199,9 @@ def test_refuses(model, tmp_path, record, template, message):
 
 def test_few_shapes_are_compiled(model, tmp_path):
     """Prompts of many lengths and answers of two lengths: a program for each power of two, no more."""
-    before = _decode._cache_size()
+    before = _admit._cache_size(), _advance._cache_size()
     prompts = ["y" * n for n in range(1, 81)]
     for limit in (5, 7):
         answers(model, tmp_path, prompts, max_new_tokens=limit, batch_size=5)
-    assert _decode._cache_size() - before == 2  # prompts of up to 64 and up to 128 tokens, with their template
+    # prompts of up to 64 and up to 128 tokens, with their template
+    assert (_admit._cache_size() - before[0], _advance._cache_size() - before[1]) == (2, 2)

@@ -6,7 +6,6 @@ import io
 import json
 import math
 
-import jax
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -15,8 +14,9 @@ import pytest
 from jaxsft.config import DataConfig, LoRAConfig, MeshConfig, ModelConfig, NewModelConfig, TrainConfig
 from jaxsft.data.dataset import prepare
 from jaxsft.data.tokenizer import load_tokenizer
-from jaxsft.decoding.generate import Sampling, generate
+from jaxsft.decoding.engine import Sampler
 from jaxsft.decoding.prompts import make_prompter
+from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
 from jaxsft.models import layout
 from jaxsft.models.checkpoint import load_architecture
@@ -122,10 +122,8 @@ def test_a_pretrained_model_is_measured_and_continued(pretrained):
         prompter = make_prompter(model.tokenizer, model.template, model.source, raw=name == "model")
         assert prompter.template is None
         ids = [prompter.encode("the quick"), prompter.encode("seven wizards quietly")]
-        with jax.set_mesh(mesh):
-            outputs.append(
-                generate(model.decoder, model.params, None, ids, Sampling(max_new_tokens=6), jax.random.key(0))
-            )
+        sampler = Sampler(model.decoder, Sampling(max_new_tokens=6), mesh)
+        outputs.append([sampled.tokens for sampled in sampler.generate(model.params, ids)])
     assert outputs[0] == outputs[1] and all(outputs[0])
 
 

@@ -20,7 +20,8 @@ from jaxsft.config import (
     TrainConfig,
     TypesConfig,
 )
-from jaxsft.decoding.generate import Sampling, generate
+from jaxsft.decoding.engine import Sampler
+from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
 from jaxsft.evaluation.routing import _importances, routed_maps, summarize
 from jaxsft.evaluation.suite import evaluate
@@ -185,9 +186,8 @@ def test_generation_is_that_of_the_whole_forward_pass(workdir):
     """With a cache, token by token, against forward passes over everything so far."""
     model = open_model(str(workdir), ModelConfig(path=str(workdir)), make_mesh(MeshConfig()))
     prompt = model.tokenizer.encode("the quick brown").ids
-    written = generate(
-        model.decoder, model.params, model.adapters, [prompt], Sampling(max_new_tokens=5), jax.random.key(0)
-    )
+    sampler = Sampler(model.decoder, Sampling(max_new_tokens=5))
+    written = [one.tokens for one in sampler.generate(model.params, [prompt], adapters=model.adapters)]
 
     def last(ids, adapters):
         row = jnp.array([ids])
