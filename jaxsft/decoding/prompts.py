@@ -56,6 +56,12 @@ class Prompter:
         ids, bos = self.tokenizer.encode(prompt).ids, self.tokenizer.bos_id
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
+    def text(self, prompt: Sequence[int], new: Sequence[int], skip_special_tokens: bool = False) -> str:
+        """What the new tokens add to the prompt's text."""
+        ids = (prompt, [*prompt, *new])
+        before, whole = (self.tokenizer.decode(i, skip_special_tokens=skip_special_tokens) for i in ids)
+        return whole.removeprefix(before)
+
     def decode(self, prompt: Sequence[int], new: Sequence[int], skip_special_tokens: bool = True) -> str:
         """The answer's text: what the new tokens add to the prompt's text, up to the stop."""
         return self.read(prompt, new, skip_special_tokens)[0]
@@ -63,9 +69,7 @@ class Prompter:
     def read(self, prompt: Sequence[int], new: Sequence[int], skip_special_tokens: bool = True) -> tuple[str, bool]:
         """The answer's text, see `decode`, and whether it met a stop."""
         stopped = bool(new) and new[-1] in self.stop_ids
-        ids = (prompt, [*prompt, *(new[:-1] if stopped else new)])
-        before, whole = (self.tokenizer.decode(i, skip_special_tokens=skip_special_tokens) for i in ids)
-        text = whole.removeprefix(before)
+        text = self.text(prompt, new[:-1] if stopped else new, skip_special_tokens)
         if not self.stop_text:
             return text, stopped
         text, stop, _ = text.partition(self.stop_text)

@@ -2,8 +2,8 @@
 
 Run by hand, with torch and transformers 5 installed: `python tests/decoding/make_greedy.py`. `greedy.npz` holds
 `prompts` int32 [32, 33], right-padded with -1, and under the name of every case of `tests/models/make_golden.py` the
-continuation int16 [32, NEW] of each prompt, decoded alone with a cache. A left-padded batch must give the same, and so must runs
-without cache. `warped.npz` holds `logits` [4, 50], `seen` bool [4, 50] and the logits after each of `WARPERS`.
+continuation int16 [32, NEW] of each prompt, decoded alone with a cache. A left-padded batch must give the same, and so
+must runs without cache. `warped.npz` holds `logits` [4, 50], `seen` bool [4, 50] and the logits after each warper.
 """
 
 from pathlib import Path
