@@ -2,6 +2,7 @@
 
 import dataclasses
 import types
+from collections import deque
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +11,7 @@ import pytest
 
 from jaxsft.adapters.registry import make_method
 from jaxsft.config import AdapterConfig, MeshConfig, TrainConfig
-from jaxsft.decoding.engine import Sampler, _admit, _advance, groups
+from jaxsft.decoding.engine import Sampler, _admit, _advance, _Run, groups
 from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
 from jaxsft.models.checkpoint import load_architecture, load_params
@@ -215,6 +216,19 @@ def test_nothing_is_compiled_after_the_first_call(tiny, sizes):
         jax.monitoring.unregister_event_duration_listener(note)
     assert compiled == []
     assert (_admit._cache_size() - before[0], _advance._cache_size() - before[1]) == (1, 1)
+
+
+def test_the_cache_is_updated_in_place(tiny):
+    """Both programs take the slots' memory for their result."""
+    decoder, params = tiny
+    run = _Run(Sampler(decoder, Sampling(max_new_tokens=8)), params, None, 4, 10)
+    for _ in range(2):
+        cache = run.slots.cache["stacks"]["0"]["0"]
+        run.decode(deque([(0, [5, 6], 0)]), [None])
+        assert cache.k.is_deleted() and cache.v.is_deleted()
+    arguments = (run.slots, *run.arrays, np.ones(4, bool), 4, 8)
+    memory = _advance.lower(*arguments, **run.call).compile().memory_analysis()
+    assert memory.alias_size_in_bytes >= run.slots.cache["stacks"]["0"]["0"].k.nbytes * 2
 
 
 def scores(decoder, params, prompt, new, adapters=None):

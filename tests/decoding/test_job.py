@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from jaxsft.config import ModelConfig
+from jaxsft.data.conversation import parse
 from jaxsft.decoding.engine import Sampler
 from jaxsft.decoding.job import Job, weights_digest
 from jaxsft.decoding.prompts import make_prompter
@@ -92,6 +93,9 @@ def test_what_is_written(job, tmp_path):
     sampled = job.sampler.generate(job.params, asked)  # in one go
     assert [record["tokens"] for record in records] == [len(one.tokens) for one in sampled]
     np.testing.assert_allclose([r["logp"] for r in records], [sum(one.logps) for one in sampled], atol=1e-3)
+    for record in records:  # which can be trained on, as docs/generate.md says
+        *_, last = parse(record, "here", {"answer": "completion"}).messages
+        assert (last.role, last.content) == ("assistant", record["answer"])
     manifest = json.loads((tmp_path / "out.jsonl.manifest.json").read_text())
     assert manifest["model"] == "world:chat"
     assert manifest["job"]["sampling"]["temperature"] == 1.0
