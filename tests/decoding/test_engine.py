@@ -70,18 +70,18 @@ def test_refuses_prompts_that_do_not_fit(prompt):
 
 
 def test_samples_depend_on_seed_and_id_alone():
-    params = jax.random.normal(jax.random.key(1), (20, 20))
+    chain, params = Chain(), jax.random.normal(jax.random.key(1), (20, 20))
     prompts = [[i % 20] * (1 + i % 5) for i in range(7)]
     sampling = Sampling(temperature=1.0, max_new_tokens=9, stop_ids=(3,))
-    whole = Sampler(Chain(), sampling).generate(params, prompts)
+    whole = Sampler(chain, sampling).generate(params, prompts)
     ids = list(range(7))[::-1]
-    for size in (1, 2, 3):
-        assert Sampler(Chain(), sampling, batch_size=size).generate(params, prompts) == whole
-        assert Sampler(Chain(), sampling, batch_size=size).generate(params, prompts[::-1], ids)[::-1] == whole
-    assert Sampler(Chain(), sampling).generate(params, prompts[2:3], [2]) == whole[2:3]
+    for size in (1, 3):
+        assert Sampler(chain, sampling, batch_size=size).generate(params, prompts) == whole
+        assert Sampler(chain, sampling, batch_size=size).generate(params, prompts[::-1], ids)[::-1] == whole
+    assert Sampler(chain, sampling).generate(params, prompts[2:3], [2]) == whole[2:3]
     other = dataclasses.replace(sampling, seed=5)
-    assert whole != Sampler(Chain(), other).generate(params, prompts)
-    assert len({tuple(w) for w in generate(Chain(), params, None, [[1]] * 5, sampling)}) > 1
+    assert whole != Sampler(chain, other).generate(params, prompts)
+    assert len({tuple(w) for w in generate(chain, params, None, [[1]] * 5, sampling)}) > 1
 
 
 def test_continuations_of_a_chain_have_its_distribution():
