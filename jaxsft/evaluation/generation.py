@@ -33,7 +33,7 @@ from jaxsft.decoding.prompts import Prompter, as_json, make_prompter
 from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
 from jaxsft.evaluation.multiple_choice import encoder
-from jaxsft.evaluation.task import Result, Subject, Task, by_part, digest
+from jaxsft.evaluation.task import Result, Subject, Task, by_part, digest, question_ids
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,6 +97,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
     sampling = Sampling(max_new_tokens=new_tokens, stop_ids=prompter.stop_ids)
     sampler = Sampler(subject.decoder, sampling, subject.mesh, batch_size=config.batch_size)
     name = config.name or config.task
+    ids = question_ids([as_json(question.conversation.messages) for question in questions])
 
     def measure(params: Any, adapters: Any) -> Result:
         new = [sampled.tokens for sampled in sampler.generate(params, prompts, adapters=adapters)]
@@ -114,7 +115,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
             "by_task_type": [question.conversation.task_type for question in questions],
         }
         figures = summary(np.arange(len(questions))) | {"cut": cut} | by_part(parts, summary)
-        return Result(figures, [_record(name, i, *each) for i, each in enumerate(zip(questions, judged))])
+        return Result(figures, [_record(name, i, *each) for i, each in enumerate(zip(ids, questions, judged))])
 
     mode = "plain continuation" if plain else prompter.template.name
     report = f"{len(questions)} questions, {mode}, answers of up to {new_tokens} tokens"
@@ -253,12 +254,13 @@ def _as_written(text: str, tokenizer: Tokenizer) -> str:
     return text.strip() if unknown in ids else tokenizer.decode(ids).strip()
 
 
-def _record(name: str, index: int, question: Question, judged: Judged) -> dict[str, Any]:
+def _record(name: str, index: int, identity: str, question: Question, judged: Judged) -> dict[str, Any]:
     *prompt, last = question.conversation.messages
     one = len(prompt) == 1 and prompt[0] == Message("user", prompt[0].content)
     return {
         "task": name,
         "index": index,
+        "id": identity,
         "prompt": as_json(prompt[0].content if one else prompt),
         "reference": last.content,
         "answer": judged.answer,

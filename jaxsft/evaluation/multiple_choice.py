@@ -33,7 +33,7 @@ from jaxsft.errors import UserError
 from jaxsft.evaluation.perplexity import make_nll
 from jaxsft.evaluation.rows import InMemory, batches
 from jaxsft.evaluation.scoring import example_sums
-from jaxsft.evaluation.task import Result, Subject, Task, by_part, digest
+from jaxsft.evaluation.task import Result, Subject, Task, by_part, digest, question_ids
 from jaxsft.validation import did_you_mean
 
 NAMES = {
@@ -68,6 +68,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
     name = config.name or config.task
     count = f"{len(questions)} questions with {len(choices)} choices"
     sources, types = [q.source for q in questions], [q.task_type for q in questions]
+    ids = question_ids([[q.text, q.choices, sorted(q.right)] for q in questions])
 
     def measure(params: Any, adapters: Any) -> Result:
         chosen = choose(questions, *score(choices, config, subject, params, adapters), config.normalize)
@@ -76,9 +77,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
             {"by_source": sources, "by_task_type": types},
             lambda at: summarize([questions[i] for i in at], right[at]),
         )
-        records = [
-            _record(name, i, question, place) for i, (question, place) in enumerate(zip(questions, chosen.tolist()))
-        ]
+        records = [_record(name, i, *each) for i, each in enumerate(zip(ids, questions, chosen.tolist()))]
         return Result(summarize(questions, right) | {"cut": cut} | parts, records)
 
     fingerprint = digest([[q.text, q.choices, sorted(q.right), q.source, q.task_type] for q in questions])
@@ -252,11 +251,12 @@ def _marked(encoding: Encoding, begin: int, end: int, question: str, choice: str
     return np.array(encoding.ids, np.int32), weights
 
 
-def _record(name: str, index: int, question: Question, chosen: int) -> dict[str, Any]:
+def _record(name: str, index: int, identity: str, question: Question, chosen: int) -> dict[str, Any]:
     right = [question.choices[i] for i in sorted(question.right)]
     return {
         "task": name,
         "index": index,
+        "id": identity,
         "prompt": question.text,
         "reference": right[0] if len(right) == 1 else right,
         "answer": question.choices[chosen],

@@ -79,6 +79,24 @@ def digest(values: Any) -> str:
     return hashlib.sha256(json.dumps(values).encode()).hexdigest()[:32]
 
 
+def question_ids(contents: Sequence[Any]) -> list[str]:
+    """A name for each question of a task, by which the answers of two models to it are paired.
+
+    It is a hash of the question's content, as JSON values, and so survives other models, prompts, orders and selections
+    of rows. A question that is asked again has another name each time.
+
+    Returns:
+      16 hexadecimal digits for each.
+    """
+    seen: dict[str, int] = {}
+    ids = []
+    for content in contents:
+        whole = digest(content)
+        seen[whole] = seen.get(whole, 0) + 1
+        ids.append((whole if seen[whole] == 1 else digest([whole, seen[whole]]))[:16])
+    return ids
+
+
 def by_part(
     parts: dict[str, Sequence[str]], summarize: Callable[[np.ndarray], dict[str, float]]
 ) -> dict[str, dict[str, dict[str, float]]]:

@@ -20,7 +20,7 @@ from jaxsft.evaluation.multiple_choice import (
     read_questions,
     score,
 )
-from jaxsft.evaluation.task import Subject
+from jaxsft.evaluation.task import Subject, question_ids
 from jaxsft.models.checkpoint import load_architecture, load_params
 from jaxsft.models.decoder import Decoder
 from jaxsft.sharding import make_mesh
@@ -116,8 +116,9 @@ def test_accuracy_and_scores(stories, tmp_path):
     assert {kind: part["accuracy"] for kind, part in result["by_task_type"].items()} == {"": 0.5, "next": 1}
     assert [record["correct"] for record in records] == [True, False, True]
     assert records[1] == {
-        "task": "multiple_choice", "index": 1, "prompt": "Once upon a", "reference": "ball", "answer": "time",
-        "correct": False, "source": "wrong", "task_type": "",
+        "task": "multiple_choice", "index": 1, "id": question_ids([["Once upon a", ["time", "ball"], [1]]])[0],
+        "prompt": "Once upon a", "reference": "ball", "answer": "time", "correct": False, "source": "wrong",
+        "task_type": "",
     }  # fmt: skip
     config = TaskConfig(data=dataclasses.replace(data, max_length=8, packing=False))
     questions = read_questions(data)
