@@ -20,6 +20,7 @@ CHOICES = {
     "MixtureConfig.by": ("task_type", "source"),
     "TypesConfig.by": ("task_type", "source"),
     "init": ("pretrained", "random"),
+    "TokensConfig.init": ("normal0.02", "unit_normal", "mean", "mean_cov", "mean_of_text"),
     "dtype": ("auto", "float32", "bfloat16"),
     "param_dtype": ("auto", "float32", "bfloat16"),
     "remat": ("none", "dots", "block"),
@@ -34,6 +35,7 @@ CHOICES = {
         "merge",
         "search",
         "compress",
+        "tokens",
         "evaluate",
     ),  # the names in `jaxsft.recipes.stages.KINDS`
     "reduction": ("token_mean", "example_mean"),
@@ -71,7 +73,7 @@ POSITIVE = {
     "experts", "microbatch_rows",
     "reselect_every", "phase", "rate",
     "cycles",
-    "size_ratio", "group_size",
+    "size_ratio", "group_size", "multiple",
     "cells", "most", "budget",
 }  # fmt: skip
 NOT_NEGATIVE = {

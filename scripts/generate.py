@@ -70,6 +70,7 @@ def main() -> str:
         max_new_tokens=MAX_NEW_TOKENS.value,
         stop_ids=prompter.stop_ids,
         stop_strings=(*STOP.value, *filter(None, [prompter.stop_text])),
+        vocabulary=prompter.vocabulary,
         seed=SEED.value,
     )
     sampler = Sampler(model.decoder, sampling, mesh, batch_size=BATCH_SIZE.value, text=prompter.text)

@@ -41,6 +41,7 @@ from jaxsft.config import (
     StageConfig,
     SuiteConfig,
     TaskConfig,
+    TokensConfig,
     TrainConfig,
     TypesConfig,
 )
@@ -73,6 +74,7 @@ from jaxsft.recipes import stages
 from jaxsft.scoring.embedding import mean_hidden_states
 from jaxsft.scoring.statistics import Moments
 from jaxsft.sharding import make_mesh
+from jaxsft.tokens.rows import new_rows
 from jaxsft.training.optimizer import DIRECTIONS, make_horizon, make_optimizer, make_schedule
 from jaxsft.training.program import Program, dtypes
 from jaxsft.validation import CHOICES, NOT_NEGATIVE, POSITIVE, did_you_mean, from_dict, to_dict, validate
@@ -92,6 +94,7 @@ KINDS = (
     MergeConfig,
     SearchConfig,
     CompressConfig,
+    TokensConfig,
 )
 
 
@@ -349,6 +352,11 @@ def _vocabulary(choice, tmp_path):
     return "aligned"
 
 
+def _tokens_init(choice, _):
+    table = np.random.default_rng(0).normal(1.0, 1.0, (6, 4)).astype(np.float32)
+    return new_rows(table, 1, choice, np.random.default_rng(1), [[1, 2]]).round(6).tolist()
+
+
 def _init(choice, tmp_path):
     """Whether a run looks for weights, in a folder that has none."""
     program = types.SimpleNamespace(
@@ -473,6 +481,7 @@ READERS = {
     "rescale": (lambda choice, _: [_merge_trees(m, rescale=choice) for m in ("ties", "dare_linear")].__repr__(), None),
     "vocabulary": (_vocabulary, None),
     "SearchConfig.kind": (_tried, None),
+    "TokensConfig.init": (_tokens_init, None),
     "StageConfig.kind": (lambda choice, _: stages.KINDS[choice].config.__name__, None),
     "l1_on": (_l1_on, {"change": 0.0, "weights": 2.0}),
     "schedule": (_schedule, None),

@@ -13,6 +13,7 @@ from jaxsft.config.merging import MergeConfig, MergeRule, SearchConfig
 from jaxsft.config.model import MeshConfig, ModelConfig, NewModelConfig
 from jaxsft.config.objective import ObjectiveConfig, ReferenceConfig, RegularizersConfig
 from jaxsft.config.pruning import DSnoTConfig, PruneConfig
+from jaxsft.config.tokens import TokensConfig
 from jaxsft.config.training import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig
 
 __all__ = [
@@ -49,6 +50,7 @@ __all__ = [
     "StageConfig",
     "SuiteConfig",
     "TaskConfig",
+    "TokensConfig",
     "TrainConfig",
     "TypesConfig",
 ]

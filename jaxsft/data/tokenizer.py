@@ -17,6 +17,7 @@ from jaxsft.errors import UserError
 
 PRIVATE = 0xF0000  # plane 15, private use: no normaliser changes it and no vocabulary has it
 
+CONTENT_TOKENS = "content_tokens"  # in `tokenizer_config.json`: special tokens that texts of messages may hold
 FILES = ("*token*", "vocab*", "merges*", "chat_template*", "config.json")
 
 
@@ -72,6 +73,9 @@ class Tokenizer:
       variables: the named special tokens that templates may write (`bos_token`, `eos_token`, ...).
       chat_template: its own chat template, None if it has none.
       adds_bos: whether it begins every text with BOS by itself.
+      num_ids: one more than the largest id; a model may have more rows, which then only pad its matrices.
+      content_tokens: special tokens that stand for something in the texts of messages (`jaxsft.tokens`), where all
+        others are ordinary text.
     """
 
     def __init__(self, hf):
@@ -83,6 +87,8 @@ class Tokenizer:
         template = hf.chat_template
         self.chat_template = template.get("default") if isinstance(template, dict) else template
         self.adds_bos = self.bos_id is not None and hf("a").input_ids[:1] == [self.bos_id]
+        self.num_ids = max(hf.backend_tokenizer.get_vocab(with_added_tokens=True).values()) + 1
+        self.content_tokens = tuple(hf.init_kwargs.get(CONTENT_TOKENS, ()))
         self._definition = hf.backend_tokenizer.to_str()
         self._added = sorted(hf.added_tokens_decoder.items())
 
@@ -93,7 +99,9 @@ class Tokenizer:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Hash of everything that decides ids."""
-        return hashlib.sha256((self._definition + json.dumps(self.variables, sort_keys=True)).encode()).hexdigest()
+        decides = self._definition + json.dumps(self.variables, sort_keys=True)
+        decides += json.dumps(self.content_tokens) if self.content_tokens else ""
+        return hashlib.sha256(decides.encode()).hexdigest()
 
     def encode(self, text: str) -> Encoding:
         """Ids and offsets of a text, as it stands: no BOS or EOS is added, control strings become control ids."""
@@ -147,8 +155,10 @@ class Tokenizer:
         return self.encode(text).ids
 
     def control_strings(self, template: str) -> list[str]:
-        """The added tokens that steer the model: special ones, and those that the template itself writes."""
-        return [t.content for _, t in self._added if t.special or (t.content in template and not t.content.isspace())]
+        """The added tokens that steer the model: special ones, and those that the template itself writes; no content
+        tokens."""
+        written = lambda t: t.content in template and not t.content.isspace()
+        return [t.content for _, t in self._steering if t.special or written(t)]
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
         """The text of some ids."""
@@ -184,7 +194,11 @@ class Tokenizer:
 
     @functools.cached_property
     def _special(self) -> re.Pattern:
-        return any_of([token.content for _, token in self._added if token.special])
+        return any_of([token.content for _, token in self._steering if token.special])
+
+    @property
+    def _steering(self) -> list:
+        return [(i, token) for i, token in self._added if token.content not in self.content_tokens]
 
 
 def any_of(strings: Iterable[str]) -> re.Pattern:

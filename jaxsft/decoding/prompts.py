@@ -35,6 +35,11 @@ class Prompter:
     stop_ids: tuple[int, ...]
     stop_text: str
 
+    @property
+    def vocabulary(self) -> int:
+        """How many ids the tokenizer has, see `Sampling.vocabulary`."""
+        return self.tokenizer.num_ids
+
     @functools.cached_property
     def renderer(self) -> Renderer:
         """Renders with the chat template."""

@@ -28,6 +28,7 @@ class Sampling:
       max_new_tokens: where a continuation ends at the latest; the model's context ends it too.
       stop_ids: tokens that end a continuation.
       stop_strings: texts that end a continuation as soon as it has one of them.
+      vocabulary: only ids below it are drawn, lest a row that pads the embedding is; 0 is all.
       seed: of the draws.
     """
 
@@ -39,6 +40,7 @@ class Sampling:
     max_new_tokens: int = 128
     stop_ids: tuple[int, ...] = ()
     stop_strings: tuple[str, ...] = ()
+    vocabulary: int = 0
     seed: int = 0
 
     def __post_init__(self):
@@ -54,6 +56,8 @@ class Sampling:
             raise UserError(f"repetition_penalty is {self.repetition_penalty}; it must be positive, and 1 is none.")
         if self.max_new_tokens < 1:
             raise UserError(f"max_new_tokens is {self.max_new_tokens}; it must be positive.")
+        if self.vocabulary < 0:
+            raise UserError(f"vocabulary is {self.vocabulary}; it must be 0 (all ids) or positive.")
         if "" in self.stop_strings:
             raise UserError("stop_strings has an empty text, which would end everything at once; leave it out.")
         if not 0 <= self.seed < 2**32:
@@ -80,6 +84,8 @@ def choose(logits: jax.Array, sampling: Sampling, keys: jax.Array, seen: jax.Arr
     Returns:
       int32 [B].
     """
+    if 0 < sampling.vocabulary < logits.shape[-1]:
+        logits = jnp.where(jnp.arange(logits.shape[-1]) < sampling.vocabulary, logits, -jnp.inf)
     if sampling.repetition_penalty != 1:
         logits = penalize(logits, seen, sampling.repetition_penalty)
     if sampling.temperature == 0:

@@ -94,7 +94,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
         )
     prompts = [question.prompt[new_tokens - context :] for question in questions]
     cut = sum(len(question.prompt) > len(prompt) for question, prompt in zip(questions, prompts))
-    sampling = Sampling(max_new_tokens=new_tokens, stop_ids=prompter.stop_ids)
+    sampling = Sampling(max_new_tokens=new_tokens, stop_ids=prompter.stop_ids, vocabulary=prompter.vocabulary)
     sampler = Sampler(subject.decoder, sampling, subject.mesh, batch_size=config.batch_size)
     name = config.name or config.task
     ids = question_ids([as_json(question.conversation.messages) for question in questions])

@@ -1,12 +1,14 @@
 """What distinguishes one decoder from another, as data; nothing else in the package asks for a model's name."""
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping
 from typing import Any
 
 from jaxsft.errors import UserError
 
+NEW_IDS = "new_token_ids"  # in a `config.json`: the tokens that `jaxsft.tokens` added, and their ids
 LONGEST_UNIT = 8  # layers of a repeating pattern of kinds (Gemma 3: five local ones and a global one)
 
 
@@ -130,6 +132,11 @@ class Architecture:
     def n_post_layers(self) -> int:
         """How many layers are Post-LN: the first ones."""
         return sum(kind.post_ln for kind in self.layers)
+
+    @property
+    def new_ids(self) -> tuple[int, ...]:
+        """Ids of the tokens that were added to the model it came from, see `jaxsft.tokens`; () where none were."""
+        return tuple(sorted(json.loads(self.source).get(NEW_IDS, {}).values()))
 
     @property
     def stacks(self) -> tuple[Stack, ...]:

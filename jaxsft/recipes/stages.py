@@ -15,6 +15,7 @@ from jaxsft.config import (
     ScoreConfig,
     SearchConfig,
     SuiteConfig,
+    TokensConfig,
     TrainConfig,
 )
 from jaxsft.dispersal.run import PARTS, disperse
@@ -23,6 +24,7 @@ from jaxsft.merging.merge import merge_or_find
 from jaxsft.merging.search import MERGED, search
 from jaxsft.models.checkpoint import fingerprint
 from jaxsft.scoring.confidence import score_confidence
+from jaxsft.tokens.add import add_or_find
 from jaxsft.training.runs import weights_fingerprint
 from jaxsft.training.train import train
 
@@ -67,5 +69,6 @@ KINDS: dict[str, Kind] = {
     "merge": Kind(MergeConfig, merge_or_find, fingerprint),
     "search": Kind(SearchConfig, search, lambda folder: fingerprint(folder / MERGED)),
     "compress": Kind(CompressConfig, compress_or_find, fingerprint),
+    "tokens": Kind(TokensConfig, add_or_find, fingerprint),
     "evaluate": Kind(SuiteConfig, _evaluate, _digest(EVALUATION)),
 }

@@ -1,0 +1,1 @@
+"""New tokens: rows for them in the embedding and the head, and the tokenizer's files."""
