@@ -37,6 +37,7 @@ CHOICES = {
         "compress",
         "tokens",
         "evaluate",
+        "synthesize",
     ),  # the names in `jaxsft.recipes.stages.KINDS`
     "reduction": ("token_mean", "example_mean"),
     "ratio": ("sum", "mean"),
@@ -63,6 +64,10 @@ CHOICES = {
     "SearchConfig.kind": ("grid", "nelder_mead"),
     "PruneConfig.score": ("wanda", "magnitude"),
     "CompressConfig.counts": ("stored", "codes"),
+    "SynthesisConfig.method": ("sdft", "self_sample"),  # the names in `jaxsft.synthesis.registry.METHODS`
+    "SDFTConfig.template": ("refer", "guide", "math", "earlier_answer"),
+    "SDFTConfig.accept": ("chat", "number", "call", "code", "none"),
+    "SelfSampleConfig.mode": ("plain", "with_reference"),
     "OptimizerConfig.name": ("adamw", "adafactor", "lion", "sm3", "muon"),
 }
 POSITIVE = {
@@ -75,6 +80,7 @@ POSITIVE = {
     "cycles",
     "size_ratio", "group_size", "multiple",
     "cells", "most", "budget",
+    "SynthesisConfig.top_p", "SynthesisConfig.max_new_tokens", "samples", "part_rows",
 }  # fmt: skip
 NOT_NEGATIVE = {
     "SourceConfig.weight", "max_dropped", "dropout", "z_loss", "label_smoothing", "final_ratio", "weight_decay",
@@ -85,8 +91,12 @@ NOT_NEGATIVE = {
     "neftune_alpha", "kl_to_base", "l2_to_start", "ewc", "l1", "LoRAMoEConfig.delta", "top_k",
     "MergeConfig.shrink", "SpIELConfig.weights", "SpIELConfig.density", "lora_rank", "gamma", "epsilon",
     "DSnoTConfig.threshold", "DSnoTConfig.power",
+    "SynthesisConfig.temperature", "min_p",
 }  # fmt: skip
-AT_MOST_ONE = {"keep", "MergeConfig.shrink", "post_ln_alpha", "LoRAMoEConfig.delta", "SpIELConfig.density", "rate"}
+AT_MOST_ONE = {
+    "keep", "MergeConfig.shrink", "post_ln_alpha", "LoRAMoEConfig.delta", "SpIELConfig.density", "rate",
+    "SynthesisConfig.top_p", "min_p",
+}  # fmt: skip
 BELOW_ONE = {"dropout", "label_smoothing", "ema", "b1", "gamma"}
 SPLITS = ("train", "eval")  # what the lines of `metrics.jsonl` are of besides tasks
 

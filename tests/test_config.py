@@ -36,10 +36,12 @@ from jaxsft.config import (
     RegularizersConfig,
     ScoreConfig,
     SearchConfig,
+    SelfSampleConfig,
     SourceConfig,
     SpIELConfig,
     StageConfig,
     SuiteConfig,
+    SynthesisConfig,
     TaskConfig,
     TokensConfig,
     TrainConfig,
@@ -74,6 +76,11 @@ from jaxsft.recipes import stages
 from jaxsft.scoring.embedding import mean_hidden_states
 from jaxsft.scoring.statistics import Moments
 from jaxsft.sharding import make_mesh
+from jaxsft.synthesis import self_sample
+from jaxsft.synthesis.accept import TESTS
+from jaxsft.synthesis.registry import METHODS
+from jaxsft.synthesis.rows import Row
+from jaxsft.synthesis.sdft import TEMPLATES
 from jaxsft.tokens.rows import new_rows
 from jaxsft.training.optimizer import DIRECTIONS, make_horizon, make_optimizer, make_schedule
 from jaxsft.training.program import Program, dtypes
@@ -90,6 +97,7 @@ KINDS = (
     DisperseConfig,
     StageConfig,
     RecipeConfig,
+    SynthesisConfig,
     PruneConfig,
     MergeConfig,
     SearchConfig,
@@ -448,6 +456,19 @@ def _deltas(choice, tmp_path):
     return str(jax.eval_shape(_spiel(dtype=choice).fresh, kernel, jax.random.key(0))["delta"].dtype)
 
 
+REWRITTEN = [  # new answers beside given ones, of which each test lets other ones through
+    ("your own response: 3", "3"),
+    ("two", "two"),
+    ("it is 3", "3"),
+    ("f(1)", "f(1)"),
+    ("Here is: ```python", "code"),
+]
+
+
+def _row():
+    return Row(0, Conversation([Message("user", "why ?"), Message("assistant", "so .")]), "", "")
+
+
 READERS = {
     "truncation": (_truncation, {"right": 4, "drop": 3, "error": True}),
     "supervise": (_supervise, None),
@@ -483,6 +504,10 @@ READERS = {
     "SearchConfig.kind": (_tried, None),
     "TokensConfig.init": (_tokens_init, None),
     "StageConfig.kind": (lambda choice, _: stages.KINDS[choice].config.__name__, None),
+    "SynthesisConfig.method": (lambda choice, _: METHODS[choice].__name__, None),
+    "SDFTConfig.template": (lambda choice, _: TEMPLATES[choice], None),
+    "SDFTConfig.accept": (lambda choice, _: [TESTS[choice](*pair) == "" for pair in REWRITTEN], None),
+    "SelfSampleConfig.mode": (lambda choice, _: self_sample.prompt(_row(), SelfSampleConfig(choice)).messages, None),
     "l1_on": (_l1_on, {"change": 0.0, "weights": 2.0}),
     "schedule": (_schedule, None),
     "task": (lambda choice, _: HEADLINES[choice], None),
@@ -508,6 +533,9 @@ def test_no_reader_knows_more_than_the_config_lets_through():
     assert set(DIRECTIONS) == set(CHOICES["OptimizerConfig.name"])
     assert set(GROUPINGS) == set(CHOICES["grouping"])
     assert set(HEADLINES) == set(FIGURES) == set(CHOICES["task"])
+    assert set(METHODS) == set(CHOICES["SynthesisConfig.method"])
+    assert set(TEMPLATES) == set(CHOICES["SDFTConfig.template"])
+    assert set(TESTS) == set(CHOICES["SDFTConfig.accept"])
 
 
 def test_auto_is_float32_on_cpu():

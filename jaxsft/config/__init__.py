@@ -13,6 +13,7 @@ from jaxsft.config.merging import MergeConfig, MergeRule, SearchConfig
 from jaxsft.config.model import MeshConfig, ModelConfig, NewModelConfig
 from jaxsft.config.objective import ObjectiveConfig, ReferenceConfig, RegularizersConfig
 from jaxsft.config.pruning import DSnoTConfig, PruneConfig
+from jaxsft.config.synthesis import SDFTConfig, SelfSampleConfig, SynthesisConfig
 from jaxsft.config.tokens import TokensConfig
 from jaxsft.config.training import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig
 
@@ -42,13 +43,16 @@ __all__ = [
     "RecipeConfig",
     "ReferenceConfig",
     "RegularizersConfig",
+    "SDFTConfig",
     "SPPConfig",
     "ScoreConfig",
     "SearchConfig",
+    "SelfSampleConfig",
     "SourceConfig",
     "SpIELConfig",
     "StageConfig",
     "SuiteConfig",
+    "SynthesisConfig",
     "TaskConfig",
     "TokensConfig",
     "TrainConfig",

@@ -68,7 +68,7 @@ class StageConfig:
       name: of its folder in the workdir; later stages refer to that as `{name}` in any string.
       kind: what it does: "train" (a `TrainConfig`), "score" (a `ScoreConfig`), "disperse" (a `DisperseConfig`), "merge"
         (a `MergeConfig`), "search" (a `SearchConfig`), "compress" (a `CompressConfig`), "tokens" (a
-        `TokensConfig`) or "evaluate" (a `SuiteConfig`).
+        `TokensConfig`), "evaluate" (a `SuiteConfig`) or "synthesize" (a `SynthesisConfig`).
       config: of the type that `kind` takes; None for "train" is the recipe's `train`.
       changes: field -> value, applied to the config, such as {"objective.name": "sftmix"}.
     """

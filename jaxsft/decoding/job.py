@@ -56,14 +56,16 @@ class Job:
         asked: Sequence[Sequence[int]],
         output: epath.PathLike,
         say: Callable[[str], None] = print,
+        ids: Sequence[int] | None = None,
     ) -> str:
         """Answers all prompts; see the module.
 
         Args:
-          prompts: as of `read_prompts`; a prompt's place is its id.
+          prompts: as of `read_prompts`.
           asked: their token ids.
           output: the file to write.
           say: is told of progress.
+          ids: of the prompts, see `Sampler.generate`; None takes their places.
 
         Returns:
           a line on what was done.
@@ -76,6 +78,10 @@ class Job:
         output = epath.Path(output)
         parts, manifest = (output.parent / f"{output.name}{suffix}" for suffix in (PARTS, MANIFEST))
         settings = self._settings(asked)
+        if ids is None:
+            ids = range(len(prompts))
+        else:
+            settings["prompts"]["ids"] = hashlib.sha256(json.dumps(list(ids)).encode()).hexdigest()[:16]
         writes = jax.process_index() == 0
         if manifest.exists():
             self._compare(settings, json.loads(manifest.read_text())["job"], manifest)
@@ -97,8 +103,9 @@ class Job:
             say(f"{len(files) - len(missing)} of {len(files)} parts were written before")
         for n in missing:
             rows = range(starts[n], min(starts[n] + self.part_rows, len(prompts)))
-            sampled = self.sampler.generate(self.params, [asked[i] for i in rows], list(rows), adapters=self.adapters)
-            lines = [self.record(prompts[i], asked[i], one, i) for i, one in zip(rows, sampled)]
+            own = [ids[i] for i in rows]
+            sampled = self.sampler.generate(self.params, [asked[i] for i in rows], own, adapters=self.adapters)
+            lines = [self.record(prompts[i], asked[i], one, ids[i]) for i, one in zip(rows, sampled)]
             if writes:
                 write_text(files[n], "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
             say(f"part {n + 1} of {len(files)}: {sum(len(one.tokens) for one in sampled)} new tokens")
@@ -117,7 +124,7 @@ class Job:
         """One answer as JSON.
 
         Returns:
-          `prompt`, `answer` (without what ended it), `index` (the prompt's place), `tokens` (how many new ones, the end
+          `prompt`, `answer` (without what ended it), `index` (the prompt's id), `tokens` (how many new ones, the end
           included), `logp` (the sum over them under the model, nats) and `stopped_by`.
         """
         answer = self.prompter.decode(asked, one.tokens)

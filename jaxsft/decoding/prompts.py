@@ -45,8 +45,10 @@ class Prompter:
         """Renders with the chat template."""
         return Renderer(self.template, self.tokenizer)
 
-    def encode(self, prompt: Prompt, tools: list[Any] | None = None) -> list[int]:
+    def encode(self, prompt: Prompt, tools: list[Any] | None = None, prefill: str = "") -> list[int]:
         """The ids that the model continues; `tools` are described to it where the template does that.
+
+        `prefill` is what the answer begins with, as part of the prompt.
 
         With a chat template they are those that training puts before an assistant's turn. Without one, a string stands
         as it is, control strings being control tokens, behind BOS if the tokenizer defines one.
@@ -55,10 +57,10 @@ class Prompter:
           UserError: for messages without a template, or that end with the assistant's.
         """
         if self.template is not None:
-            return _before_answer(self.renderer, prompt, tools)
+            return _before_answer(self.renderer, prompt, tools, prefill)
         if not isinstance(prompt, str):
             raise UserError("a prompt of several messages needs a chat template; set --template.")
-        ids, bos = self.tokenizer.encode(prompt).ids, self.tokenizer.bos_id
+        ids, bos = self.tokenizer.encode(prompt + prefill).ids, self.tokenizer.bos_id
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
 
     def text(self, prompt: Sequence[int], new: Sequence[int], skip_special_tokens: bool = False) -> str:
@@ -136,13 +138,17 @@ def as_json(prompt: Prompt) -> Any:
     return prompt if isinstance(prompt, str) else [message.for_template() for message in prompt]
 
 
-def _before_answer(renderer: Renderer, prompt: Prompt, tools: list[Any] | None) -> list[int]:
-    """Renders a conversation with some answer, and keeps what stands before it."""
+def _before_answer(renderer: Renderer, prompt: Prompt, tools: list[Any] | None, prefill: str) -> list[int]:
+    """Renders a conversation with some answer, and keeps what stands before it, or before what follows `prefill`."""
     messages = [Message("user", prompt)] if isinstance(prompt, str) else prompt
     if not messages or messages[-1].role == "assistant":
         raise UserError("a prompt must end with another's message than the assistant's, who is to answer it.")
-    layout = renderer.layout(Conversation([*messages, Message("assistant", "!")], tools=tools), "the prompt")
-    (encoding,) = renderer.encode([layout.before(layout.spans[-1][0])])
+    answer = Message("assistant", f"{prefill}!")
+    layout = renderer.layout(Conversation([*messages, answer], tools=tools), "the prompt")
+    end = layout.spans[-1][0]
+    if prefill:
+        end = layout.text.index(prefill, end) + len(prefill)
+    (encoding,) = renderer.encode([layout.before(end)])
     return encoding.ids
 
 

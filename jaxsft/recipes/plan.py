@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from jaxsft.config import DisperseConfig, RecipeConfig, StageConfig
+from jaxsft.config import DisperseConfig, RecipeConfig, StageConfig, SynthesisConfig
 from jaxsft.errors import UserError
 from jaxsft.recipes.stages import KINDS
 from jaxsft.validation import did_you_mean, validate
@@ -76,7 +76,7 @@ def _config(recipe: RecipeConfig, stage: StageConfig, where: str) -> Any:
     config = copy.deepcopy(config)
     for path, value in stage.changes.items():
         _set(config, path, value, f"{where}.changes")
-    if isinstance(config, DisperseConfig):  # parts fit only the examples that they are of
+    if isinstance(config, DisperseConfig | SynthesisConfig):  # parts fit only the examples that they are of
         if not (config.data.path or config.data.sources):
             config.data = copy.deepcopy(recipe.train.data)
         config.model.path = config.model.path or recipe.train.model.path

@@ -15,6 +15,7 @@ from jaxsft.config import (
     ScoreConfig,
     SearchConfig,
     SuiteConfig,
+    SynthesisConfig,
     TokensConfig,
     TrainConfig,
 )
@@ -24,6 +25,7 @@ from jaxsft.merging.merge import merge_or_find
 from jaxsft.merging.search import MERGED, search
 from jaxsft.models.checkpoint import fingerprint
 from jaxsft.scoring.confidence import score_confidence
+from jaxsft.synthesis.run import RECORDS, synthesize
 from jaxsft.tokens.add import add_or_find
 from jaxsft.training.runs import weights_fingerprint
 from jaxsft.training.train import train
@@ -71,4 +73,5 @@ KINDS: dict[str, Kind] = {
     "compress": Kind(CompressConfig, compress_or_find, fingerprint),
     "tokens": Kind(TokensConfig, add_or_find, fingerprint),
     "evaluate": Kind(SuiteConfig, _evaluate, _digest(EVALUATION)),
+    "synthesize": Kind(SynthesisConfig, synthesize, _digest(RECORDS)),
 }

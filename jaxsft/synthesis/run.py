@@ -1,0 +1,194 @@
+"""A synthesis from its config to a folder, which goes on where it was broken off.
+
+The folder holds `records.jsonl`, which can be trained on; for every pass over the model a file of answers with its
+manifest (`jaxsft.decoding.job`); and `synthesis.json`, written last: what was asked for, and what became of it.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from etils import epath
+
+from jaxsft import __version__
+from jaxsft.config import SynthesisConfig
+from jaxsft.data.conversation import Message
+from jaxsft.decoding.engine import Sampler
+from jaxsft.decoding.job import Job, weights_digest
+from jaxsft.decoding.prompts import Prompter, make_prompter
+from jaxsft.decoding.sampling import Sampling
+from jaxsft.errors import UserError
+from jaxsft.files import write_json, write_text
+from jaxsft.sharding import make_mesh
+from jaxsft.synthesis.method import Answer, Prompt, Written, counts
+from jaxsft.synthesis.registry import make_method
+from jaxsft.synthesis.rows import digest, read_rows
+from jaxsft.training.restore import open_model
+from jaxsft.training.workdir import flatten
+from jaxsft.validation import to_dict
+
+RECORDS, MANIFEST = "records.jsonl", "synthesis.json"
+FREE = ("batch_size", "mesh", "data.cache_dir")  # what may differ where a synthesis goes on
+
+
+def synthesize(config: SynthesisConfig, output: epath.PathLike) -> str:
+    """Writes the records that `config` asks for into the folder `output`.
+
+    Returns:
+      One line on the result.
+
+    Raises:
+      UserError: for a model or data that cannot be read or do not fit the method, a folder with another synthesis, or
+        where no record is left.
+    """
+    output = epath.Path(output)
+    rows = read_rows(config.data)
+    teacher = Teacher(config, output)
+    asked = {
+        "config": to_dict(config),
+        "template": teacher.template,
+        "weights": teacher.weights,
+        "data": {"rows": len(rows), "digest": digest(rows)},
+    }
+    manifest = output / MANIFEST
+    if manifest.exists():
+        found = json.loads(manifest.read_text())
+        _compare(asked, {name: found[name] for name in asked}, output)
+        return f"{output}: done before; {found['result']}"
+    how = f"asked of {config.model.path} by {teacher.template}"
+    _say(f"{config.method}: {len(rows)} records, {how}; {teacher.sampling}")
+    made = make_method(config)(rows, teacher.ask)
+    records = [outcome.record for outcome in made.outcomes if outcome.record is not None]
+    line = summary(made)
+    if not records:
+        raise UserError(f"{config.method} leaves no record of {len(rows)}: {line}; change its settings or the model.")
+    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    if jax.process_index() == 0:
+        write_text(output / RECORDS, text)
+        report = {"records": len(records), **counts(made.outcomes), "figures": made.figures, "result": line}
+        report["digest"] = hashlib.sha256(text.encode()).hexdigest()[:32]
+        write_json(manifest, {"kind": "synthesis", **asked, **report, "version": __version__})
+    return f"{output / RECORDS}: {line}"
+
+
+def summary(made: Written) -> str:
+    """Counts and figures in a line."""
+    found = counts(made.outcomes)
+    parts = [f"{found['kept']} kept"]
+    for fate in ("fell back", "dropped"):
+        if found[fate]:
+            reasons = ", ".join(f"{reason} {count}" for reason, count in found[fate].items())
+            parts.append(f"{sum(found[fate].values())} {fate} ({reasons})")
+    parts += [f"{name} {value:.4g}" for name, value in made.figures.items()]
+    return ", ".join(parts)
+
+
+class Teacher:
+    """The model that writes, opened when it is first asked.
+
+    Attributes:
+      template: how it is asked, for the report.
+      sampling: how its answers are drawn.
+      weights: a name for its arrays.
+    """
+
+    def __init__(self, config: SynthesisConfig, output: epath.Path):
+        if not config.model.path:
+            raise UserError("config.model.path is empty; name the model that is to write.")
+        self._mesh = make_mesh(config.mesh)
+        self._model = open_model(config.model.path, config.model, self._mesh)
+        if not config.adapter and self._model.adapters is None:
+            raise UserError(f"config.adapter is False, but {config.model.path} is no adapter; leave it True.")
+        self._adapters = self._model.adapters if config.adapter else None
+        own = config.data.template == "auto"
+        template = self._model.template if own else config.data.template
+        condition = self._model.condition if own and config.data.condition == "auto" else config.data.condition
+        self._prompter = make_prompter(self._model.tokenizer, template, self._model.source, condition=condition)
+        self.template = "plain text" if self._prompter.template is None else self._prompter.template.name
+        self.sampling = Sampling(
+            temperature=config.temperature,
+            top_k=config.top_k,
+            top_p=config.top_p,
+            min_p=config.min_p,
+            max_new_tokens=config.max_new_tokens,
+            stop_ids=self._prompter.stop_ids,
+            stop_strings=tuple(filter(None, [self._prompter.stop_text])),
+            seed=config.seed,
+        )
+        self.weights = weights_digest((self._model.params, self._adapters))
+        self._config, self._output = config, output
+
+    def ask(self, name: str, prompts: Sequence[Prompt]) -> list[Answer]:
+        """Answers to prompts, in their order, by a job that goes on; see `jaxsft.synthesis.method.Ask`."""
+        encoded = [encode(self._prompter, prompt) for prompt in prompts]
+        context = self._model.decoder.arch.max_positions
+        fit = [i for i, ids in enumerate(encoded) if len(ids) < context]
+        answers = [Answer("", "")] * len(prompts)
+        if not fit:
+            return answers
+        self._tell_unknown([encoded[i] for i in fit])
+        text = self._prompter.text
+        sampler = Sampler(self._model.decoder, self.sampling, self._mesh, batch_size=self._config.batch_size, text=text)
+        described = {"model": self._config.model.path, "method": self._config.method, "pass": name}
+        job = Job(sampler, self._prompter, self._model.params, self._adapters, described, self._config.part_rows)
+        output = self._output / f"{name}.jsonl"
+        shown = [shown_messages(prompts[i]) for i in fit]
+        job.run(shown, [encoded[i] for i in fit], output, _say, [prompts[i].id for i in fit])
+        _wait_for_all(str(output))
+        lines = [json.loads(line) for line in output.read_text().splitlines()]
+        for i, line in zip(fit, lines, strict=True):
+            answers[i] = Answer(line["answer"].strip(), line["stopped_by"])
+        return answers
+
+    def _tell_unknown(self, encoded: Sequence[Sequence[int]]) -> None:
+        tokenizer = self._model.tokenizer
+        unknown = sum(sum(i == tokenizer.unk_id for i in ids) for ids in encoded)
+        if unknown:
+            _say(f"note: {unknown} tokens of what is asked are {tokenizer.hf.unk_token!r}: not in the vocabulary")
+
+
+def encode(prompter: Prompter, prompt: Prompt) -> list[int]:
+    """Token ids; without a chat template, those of the text of a single message.
+
+    Raises:
+      UserError: for several messages without a chat template.
+    """
+    if prompter.template is not None:
+        return prompter.encode(prompt.messages, prompt.tools, prompt.prefill)
+    if len(prompt.messages) > 1:
+        raise UserError(
+            "the model has no chat template, which prompts of several messages need; set config.data.template to a "
+            "built-in one (such as 'plain') or a .jinja file."
+        )
+    return prompter.encode(prompt.messages[0].content or "", prefill=prompt.prefill)
+
+
+def shown_messages(prompt: Prompt) -> list[Message]:
+    """The prompt as the file of answers shows it, with what the answer begins with."""
+    return prompt.messages + [Message("assistant", prompt.prefill)] * bool(prompt.prefill)
+
+
+def _compare(asked: dict[str, Any], found: dict[str, Any], where: epath.Path) -> None:
+    old, new = flatten(found), flatten(json.loads(json.dumps(asked)))
+    for name in sorted(old.keys() | new.keys()):
+        free = any(name.removeprefix("config.").split("[")[0].startswith(start) for start in FREE)
+        if old.get(name) != new.get(name) and not free:
+            raise UserError(
+                f"{where} holds another synthesis: its {name} is {old.get(name)!r}, now it is {new.get(name)!r}; "
+                "choose another output, or remove the folder."
+            )
+
+
+def _wait_for_all(name: str) -> None:
+    """Until every process is here: what one has written, the others may read."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
