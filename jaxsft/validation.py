@@ -132,8 +132,7 @@ def validate(config: Any, where: str = "config") -> None:
         if value is None:
             continue
         own = f"{type(config).__name__}.{name}"
-        choices = CHOICES.get(own, CHOICES.get(name))
-        if choices and value not in choices:
+        if (choices := choices_of(type(config), name, hint)) and value not in choices:
             raise UserError(
                 f"{path} is {value!r}; choose one of {', '.join(choices)}{did_you_mean(str(value), choices) or '.'}"
             )
@@ -157,6 +156,12 @@ def validate(config: Any, where: str = "config") -> None:
         _check_optimizer(config)
     if isinstance(config, ModelConfig):
         _check_new(config, where)
+
+
+def choices_of(kind: type, name: str, hint: Any) -> tuple[str, ...]:
+    """The words that a field of a dataclass may hold, () where any; fields of other types than text have none."""
+    is_text = str in (hint, *typing.get_args(hint))
+    return CHOICES.get(f"{kind.__name__}.{name}", CHOICES.get(name, ())) if is_text else ()
 
 
 def _check_weights(config: TrainConfig) -> None:

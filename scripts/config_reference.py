@@ -113,10 +113,9 @@ def meanings(kind: type) -> dict[str, str]:
 
 def type_of(kind: type, field: dataclasses.Field) -> str:
     """The type, or the choices, and the range."""
-    choices = validation.CHOICES.get(f"{kind.__name__}.{field.name}", validation.CHOICES.get(field.name))
-    if choices:
-        return "one of " + ", ".join(map(literal, choices))
     hint = typing.get_type_hints(kind)[field.name]
+    if choices := validation.choices_of(kind, field.name, hint):
+        return "one of " + ", ".join(map(literal, choices))
     written = re.sub(r"\b\w+\.(?=[A-Z])", "", str(hint) if typing.get_args(hint) else hint.__name__)
     written = written.replace(f"{config.__name__}.", "").replace("jaxsft.", "")
     return ", ".join([f"`{written}`", *limits(kind, field.name)])
