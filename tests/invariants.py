@@ -22,6 +22,7 @@ from jaxsft.config import (
     ObjectiveConfig,
     OptimizerConfig,
     RegularizersConfig,
+    RowsConfig,
     SpIELConfig,
     SPPConfig,
     TrainConfig,
@@ -49,6 +50,7 @@ class Case:
         the same wherever the example stands.
       chunks: whether the examples of a group see those before them.
       post_layers: of the model, the first ones.
+      tied: whether its head is its embedding.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Case:
     extras: Mapping[str, Callable[[np.ndarray], float]] = dataclasses.field(default_factory=dict)
     chunks: bool = False
     post_layers: int = 0
+    tied: bool = False
 
 
 def _config(**changes: object) -> TrainConfig:
@@ -103,6 +106,12 @@ def _spiel(variant: str = "ag", **changes: object) -> TrainConfig:
     return config
 
 
+def _rows(*targets: str) -> TrainConfig:
+    config = _config()
+    config.adapter.kind, config.adapter.rows = "rows", RowsConfig((3, 5, 7, 11, 13, 62), targets)
+    return config
+
+
 def unlikely(tokens: np.ndarray) -> float:
     """A reference's log-probability that is some nats from the model's."""
     return -4.0 * len(tokens) + (int(tokens.sum()) % 7 - 3)
@@ -146,6 +155,9 @@ CASES = [
     Case("spiel", _spiel()),
     Case("spiel-selections", _spiel(reselect_every=4, phase=2, targets=("layers.1.attn.*_proj", "layers.*.mlp"))),
     Case("spiel-ma", _spiel("ma", reselect_every=4, phase=2)),
+    Case("rows", _rows("embed", "head")),
+    Case("rows-tied", _rows("embed"), tied=True),
+    Case("lora-embed-tied", _lora(targets=("embed", "layers.*.attn.*_proj")), tied=True),
     Case("minor-sft", _config(objective=MINOR), extras={"reference_0": unlikely}),
     Case("minor-sft-lora-online", dataclasses.replace(_lora(), objective=MINOR)),
     Case("mrpo", _config(objective=MRPO), group=2, extras=REFERENCES),
@@ -210,9 +222,9 @@ def chunked(batch, size: int):
 
 
 @functools.cache
-def base_of(post_layers: int):
+def base_of(post_layers: int, tied: bool = False):
     """The model's parameters on the host."""
-    arch = llama().with_post_layers(post_layers, "the case")
+    arch = llama(tie_word_embeddings=tied).with_post_layers(post_layers, "the case")
     return arch, jax.tree.map(np.asarray, Decoder(arch).init(jax.random.key(1)))
 
 
@@ -232,7 +244,7 @@ class Programs:
         return program, jax.tree.map(jax.device_put, state, shardings), frozen
 
     def _started(self, mesh):
-        arch, base = base_of(self.case.post_layers)
+        arch, base = base_of(self.case.post_layers, self.case.tied)
         program = build(self.case.config, arch, mesh, 10, batch_of(self.case))
         state, frozen = program.initial(program.stored(jax.tree.map(jnp.asarray, base)))
         shardings, state = jax.tree.map(lambda x: x.sharding, state), jax.tree.map(np.asarray, state)

@@ -27,8 +27,10 @@ class Adapter(Base):
       name: the kind, as in `config.adapter.kind`; its settings are in the field of that name.
       config: the settings; their `targets` are logical-path patterns.
       arch: the model.
+      ties: whether it knows what a tied embedding is as the head, `transposed`.
     """
 
+    ties = False
     name: str
     config: Any
     arch: Architecture
@@ -48,6 +50,10 @@ class Adapter(Base):
 
     def node(self, arrays: Arrays) -> AdapterNode:
         """What the linear map's `project` is called with."""
+        raise NotImplementedError
+
+    def transposed(self, arrays: Arrays) -> AdapterNode:
+        """What the head's `project` is called with where the embedding, of which these arrays are, is the head too."""
         raise NotImplementedError
 
     def merged(self, kernel: Any, arrays: Arrays) -> jax.Array:
@@ -76,7 +82,10 @@ class Adapter(Base):
         """The base, and a node for every targeted map."""
         del probes
         base = parts.frozen["base"]
-        return base, self.at_targets(lambda path, _: self.node(layout.get(parts.params, path)), base)
+        nodes = self.at_targets(lambda path, _: self.node(layout.get(parts.params, path)), base)
+        if self.arch.tied and "embed" in nodes:
+            nodes["head"] = self.transposed(parts.params["embed"])
+        return base, nodes
 
     def merge(self, parts: Parts) -> Tree:
         """The base, its targeted kernels replaced, and quantised ones dequantised."""

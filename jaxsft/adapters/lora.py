@@ -52,6 +52,7 @@ class LoRA(Adapter):
     config: LoRAConfig
     arch: Architecture
     name = "lora"
+    ties = True
 
     @property
     def scale(self) -> float:
@@ -73,6 +74,10 @@ class LoRA(Adapter):
     def node(self, arrays: Arrays) -> LoRANode:
         """With the scale and the dropout."""
         return LoRANode(arrays["lora_a"], arrays["lora_b"], self.scale, self.config.dropout)
+
+    def transposed(self, arrays: Arrays) -> LoRANode:
+        """x (W + s A B)^T = x W^T + s (x B^T) A^T."""
+        return LoRANode(arrays["lora_b"].T, arrays["lora_a"].T, self.scale)
 
     def merged(self, kernel: Any, arrays: Arrays) -> jax.Array:
         """W + s A B, computed in at least float32 and rounded once to W's dtype."""

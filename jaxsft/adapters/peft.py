@@ -8,6 +8,7 @@ read: factors of a lower rank get zeros, and B takes what their scale is to the 
 
 import json
 import re
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -47,7 +48,11 @@ def save_peft(path: epath.PathLike, arch: Architecture, adapter_params: Any, con
       adapter_params: {"lora_a": [layers, in, r], "lora_b": [layers, r, out]} at the paths of the adapted linear maps.
       config: the adapter's; its targets say which layers of a stacked adapter are real.
       base: folder or hub name of the base model, for `base_model_name_or_path`.
+
+    Raises:
+      UserError: for an adapter of a tied embedding.
     """
+    _refuse_tied(arch, adapter_params.keys(), "this adapter")
     tensors, modules = {}, set()
     for name, array in layout.unstack(arch, adapter_params).items():
         module, _, leaf = name.rpartition(".")
@@ -129,6 +134,7 @@ def load_peft(path: epath.PathLike, arch: Architecture) -> tuple[dict[str, Any],
         )
     if not found:
         raise UserError(f"{path / WEIGHTS} holds no LoRA weights.")
+    _refuse_tied(arch, found.keys(), f"{path / WEIGHTS}")
     common = _Sizes(contents, list(found), arch)
     found = {module: common.widened(module, leaves) for module, leaves in found.items()}
     config = LoRAConfig(
@@ -174,6 +180,16 @@ class _Sizes:
 
     def _root(self, rank: int) -> float:
         return rank**0.5 if self._contents.get("use_rslora") else 1.0
+
+
+def _refuse_tied(arch: Architecture, modules: Collection[str], where: str) -> None:
+    """Under PEFT a tied head computes with the base's embedding, until a merge changes both."""
+    if arch.tied and "embed" in modules:
+        raise UserError(
+            f"{where} adapts the embedding of a model whose head is tied to it: PEFT would adapt the lookup alone, "
+            "jaxsft adapts both, so it cannot go from one to the other; export with --format=hf or --format=adapter, "
+            "or leave the embedding out."
+        )
 
 
 def _of_pattern(patterns: dict[str, Any], name: str, default: Any) -> Any:

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Callable
 
-from jaxsft.adapters import loramoe
+from jaxsft.adapters import loramoe, rows
 from jaxsft.adapters.full import Full
 from jaxsft.adapters.lora import LoRA
 from jaxsft.adapters.method import Method
@@ -23,6 +23,7 @@ METHODS: dict[str, Callable[[TrainConfig, Architecture, int], Method]] = {
     "spp": lambda config, arch, steps: SPP(config.adapter.spp, arch),
     "loramoe": lambda config, arch, steps: loramoe.make(config, arch),
     "spiel": make_spiel,
+    "rows": lambda config, arch, steps: rows.make(config.adapter.rows, arch),
 }
 
 
@@ -60,7 +61,7 @@ def make_method(config: TrainConfig, arch: Architecture, steps: int) -> Method:
             "config.optimizer.freeze has no effect under an adapter; leave it empty and narrow the targets."
         )
     where, patterns = method.patterns
-    if arch.tied and layout.matches(patterns, "embed"):
+    if arch.tied and layout.matches(patterns, "embed") and not getattr(method, "ties", False):
         raise UserError(
             f"{where} names embed, which is tied to this model's head: merging the adapter would change the head too; "
             "choose patterns that leave embed out."

@@ -4,7 +4,7 @@ Every field has a type and a default that works; `jaxsft.validation` refuses wha
 their meaning (`max_length`, `packing`, `learning_rate`).
 """
 
-from jaxsft.config.adapter import AdapterConfig, LoRAConfig, LoRAMoEConfig, SpIELConfig, SPPConfig
+from jaxsft.config.adapter import AdapterConfig, LoRAConfig, LoRAMoEConfig, RowsConfig, SpIELConfig, SPPConfig
 from jaxsft.config.compression import CompressConfig
 from jaxsft.config.data import ClassesConfig, DataConfig, DCoTConfig, MixtureConfig, SourceConfig, TypesConfig
 from jaxsft.config.evaluation import EvalConfig, EvaluateConfig, SuiteConfig, TaskConfig
@@ -44,6 +44,7 @@ __all__ = [
     "ReferenceConfig",
     "RegularizersConfig",
     "SDFTConfig",
+    "RowsConfig",
     "SPPConfig",
     "ScoreConfig",
     "SearchConfig",

@@ -12,7 +12,8 @@ class LoRAConfig:
       alpha: the update is scaled by alpha / r, with `rslora` by alpha / sqrt(r).
       dropout: on the adapter's input, in training; none on the head's and the embedding's.
       rslora: see `alpha`.
-      targets: logical-path patterns of the linear maps that get an adapter, see `jaxsft.models.layout.matches`.
+      targets: logical-path patterns of the linear maps that get an adapter, see `jaxsft.models.layout.matches`. "embed"
+        moves the embedding of every token; where it is tied, the head computes with the same update.
     """
 
     rank: int = 16
@@ -124,12 +125,25 @@ class SpIELConfig:
 
 
 @dataclasses.dataclass
+class RowsConfig:
+    """Single rows of the embedding: those of new tokens, and nothing else of the model.
+
+    Attributes:
+      ids: whose rows are trained; () is those that `scripts/add_tokens.py` added to the model.
+      targets: "embed", and "head" of a model whose head is not tied to it.
+    """
+
+    ids: tuple[int, ...] = ()
+    targets: tuple[str, ...] = ("embed",)
+
+
+@dataclasses.dataclass
 class AdapterConfig:
     """What is trained.
 
     Attributes:
       kind: "none" is full fine-tuning; "lora", "spp" and "loramoe" train adapters over a frozen base, "spiel"
-        single weights of it.
+        single weights of it, "rows" the embeddings of new tokens.
       start: what the adapter starts from: a folder in PEFT's format or of `--format=adapter`, local or a hub name, or
         the workdir of a run of the same kind; "" is a fresh adapter.
     """
@@ -140,3 +154,4 @@ class AdapterConfig:
     spp: SPPConfig = dataclasses.field(default_factory=SPPConfig)
     loramoe: LoRAMoEConfig = dataclasses.field(default_factory=LoRAMoEConfig)
     spiel: SpIELConfig = dataclasses.field(default_factory=SpIELConfig)
+    rows: RowsConfig = dataclasses.field(default_factory=RowsConfig)
