@@ -115,6 +115,7 @@ class Teacher:
             max_new_tokens=config.max_new_tokens,
             stop_ids=self._prompter.stop_ids,
             stop_strings=tuple(filter(None, [self._prompter.stop_text])),
+            vocabulary=self._prompter.vocabulary,
             seed=config.seed,
         )
         self.weights = weights_digest((self._model.params, self._adapters))
