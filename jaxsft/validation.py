@@ -38,6 +38,7 @@ CHOICES = {
         "tokens",
         "evaluate",
         "synthesize",
+        "forgetting",
     ),  # the names in `jaxsft.recipes.stages.KINDS`
     "reduction": ("token_mean", "example_mean"),
     "ratio": ("sum", "mean"),
@@ -81,6 +82,7 @@ POSITIVE = {
     "size_ratio", "group_size", "multiple",
     "cells", "most", "budget",
     "SynthesisConfig.top_p", "SynthesisConfig.max_new_tokens", "samples", "part_rows",
+    "ForgettingConfig.draws", "confidence",
 }  # fmt: skip
 NOT_NEGATIVE = {
     "SourceConfig.weight", "max_dropped", "dropout", "z_loss", "label_smoothing", "final_ratio", "weight_decay",
@@ -97,7 +99,7 @@ AT_MOST_ONE = {
     "keep", "MergeConfig.shrink", "post_ln_alpha", "LoRAMoEConfig.delta", "SpIELConfig.density", "rate",
     "SynthesisConfig.top_p", "min_p",
 }  # fmt: skip
-BELOW_ONE = {"dropout", "label_smoothing", "ema", "b1", "gamma"}
+BELOW_ONE = {"dropout", "label_smoothing", "ema", "b1", "gamma", "confidence"}
 SPLITS = ("train", "eval")  # what the lines of `metrics.jsonl` are of besides tasks
 
 

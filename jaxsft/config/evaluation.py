@@ -85,3 +85,34 @@ class SuiteConfig:
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     reference: str = ""
+
+
+@dataclasses.dataclass
+class ForgettingConfig:
+    """What models have forgotten of a base, as a stage of a recipe; `scripts/forgetting.py` makes one of a suite.
+
+    Attributes:
+      tasks: what base and models are asked; see `TaskConfig`. "auto" in their data is what the models were trained
+        with, for the base too, so that all see the same prompts.
+      model: dtypes and attention of all models.
+      base: the model that the others were made from, see `--model` of the scripts; every "deviation" is from it.
+      models: the others.
+      drift: a file of conversations or text on which the distance from the base is measured besides, as the task
+        "drift"; "" is none.
+      pretraining: a file of held-out text of the kind that the base was trained on, whose perplexity is measured
+        besides, as the task "pretraining"; "" is none.
+      draws: of the bootstrap behind each interval.
+      confidence: the share of them inside the interval.
+      seed: of the draws.
+    """
+
+    tasks: list[TaskConfig] = dataclasses.field(default_factory=list)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    base: str = ""
+    models: list[str] = dataclasses.field(default_factory=list)
+    drift: str = ""
+    pretraining: str = ""
+    draws: int = 10_000
+    confidence: float = 0.95
+    seed: int = 0

@@ -11,6 +11,7 @@ from jaxsft.compression.run import compress_or_find
 from jaxsft.config import (
     CompressConfig,
     DisperseConfig,
+    ForgettingConfig,
     MergeConfig,
     ScoreConfig,
     SearchConfig,
@@ -21,6 +22,7 @@ from jaxsft.config import (
 )
 from jaxsft.dispersal.run import PARTS, disperse
 from jaxsft.evaluation.suite import evaluate
+from jaxsft.forgetting.report import REPORT, forgetting
 from jaxsft.merging.merge import merge_or_find
 from jaxsft.merging.search import MERGED, search
 from jaxsft.models.checkpoint import fingerprint
@@ -74,4 +76,5 @@ KINDS: dict[str, Kind] = {
     "tokens": Kind(TokensConfig, add_or_find, fingerprint),
     "evaluate": Kind(SuiteConfig, _evaluate, _digest(EVALUATION)),
     "synthesize": Kind(SynthesisConfig, synthesize, _digest(RECORDS)),
+    "forgetting": Kind(ForgettingConfig, forgetting, _digest(REPORT)),
 }

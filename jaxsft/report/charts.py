@@ -285,12 +285,12 @@ def _axes(frame: Frame, x_axis: Axis, y_axis: Axis, size: tuple[int, int], small
     for value in ys:
         y = frame.y(value)
         parts.append(f'<path class="grid" d="M{left:.1f} {y:.1f}H{right:.1f}"/>')
-        parts.append(text_at(_tick(value, ys, y_axis.share), left - 7, y + SIZE * 0.34, "end", "tick"))
+        parts.append(text_at(tick(value, ys, y_axis.share), left - 7, y + SIZE * 0.34, "end", "tick"))
     parts.append(f'<path class="base" d="M{left:.1f} {bottom:.1f}H{right:.1f}"/>')
     for value in xs:
         x = frame.x(value)
         parts.append(f'<path class="base" d="M{x:.1f} {bottom:.1f}v4"/>')
-        parts.append(text_at(_tick(value, xs, x_axis.share), x, bottom + 4 + SIZE, "middle", "tick"))
+        parts.append(text_at(tick(value, xs, x_axis.share), x, bottom + 4 + SIZE, "middle", "tick"))
     parts.append(_title(y_axis, 2, SIZE + 1, "start", size[0]))
     if small:
         parts.append(text_at(x_axis.label, left, bottom + 5 + 2 * SIZE, "start", "tick"))
@@ -396,7 +396,8 @@ def svg(parts: Sequence[str], size: tuple[int, int], title: str) -> str:
     )
 
 
-def _tick(value: float, ticks: Sequence[float], share: bool) -> str:
+def tick(value: float, ticks: Sequence[float], share: bool) -> str:
+    """A value as the text at its tick, with no more decimals than tell the ticks apart; a share in per cent."""
     scale = 100 if share else 1
     step = abs(ticks[1] - ticks[0]) * scale if len(ticks) > 1 else abs(value) or 1
     value *= scale

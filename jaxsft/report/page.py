@@ -2,17 +2,15 @@
 
 import itertools
 import json
-from importlib import resources
 from typing import Any
 
-import jinja2
 from markupsafe import Markup
 
 from jaxsft import __version__
 from jaxsft.errors import UserError
 from jaxsft.report import plots, repeat, routing
-from jaxsft.report.charts import marker
 from jaxsft.report.groups import Group, choose_before, make_groups
+from jaxsft.report.html import load, style
 from jaxsft.report.questions import change, samples, spread
 from jaxsft.report.read import Run, read_runs
 from jaxsft.report.story import Story, choose_tasks, columns, differences, figures_table, parts_table, verdict
@@ -58,19 +56,12 @@ def tell(runs: list[Run], learnt: str = "seen", kept: str = "cloze", before: str
 
 def render(story: Story, questions: int = 8, shown: int = 3) -> str:
     """The story as HTML; see `build`."""
-    files = resources.files("jaxsft.report")
-    style = "".join(files.joinpath(name).read_text(encoding="utf-8") for name in ("chart.css", "style.css"))
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.globals["breakable"] = lambda name: Markup("_<wbr>").join(name.split("_"))
-    environment.globals["marker"] = lambda kind: Markup(marker(kind, 6, 6, 4.6))
-    template = environment.from_string(files.joinpath("page.html").read_text(encoding="utf-8"))
+    template = load("jaxsft.report", "page.html")
     cols = columns(story)
     several = [group for group in story.groups if len(group.runs) > 1]
     return template.render(
         story=story,
-        style=Markup(style),
+        style=style(),
         verdict=verdict(story),
         columns=cols,
         rows=figures_table(story, story.all_groups, cols),

@@ -1,0 +1,1 @@
+"""What a fine-tuned model has forgotten, and won: two models' answers to the same questions, paired."""

@@ -1,0 +1,81 @@
+"""What scripts/evaluate.py wrote of a model, read back: its figures, and its answers question by question."""
+
+import dataclasses
+import json
+from typing import Any
+
+from etils import epath
+
+from jaxsft.errors import UserError
+
+NEEDED = ("task", "index", "prompt", "reference", "answer", "correct")
+
+Record = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """One model's.
+
+    Attributes:
+      file: where its figures are.
+      model: as `--model` named it.
+      name: what reports call it.
+      tasks: name -> figures.
+      records: task -> the answers, in their order; tasks that ask nothing are not there.
+    """
+
+    file: str
+    model: str
+    name: str
+    tasks: dict[str, dict[str, Any]]
+    records: dict[str, list[Record]]
+
+
+def read_evaluation(path: epath.PathLike, name: str = "") -> Evaluation:
+    """Reads a file of figures, and the answers beside it if there are any: `a.jsonl` beside `a.json`.
+
+    Args:
+      path: the file of figures.
+      name: what reports are to call the model; "" is what `--model` was.
+
+    Raises:
+      UserError: if there is no such file, or it is not what scripts/evaluate.py writes.
+    """
+    path = epath.Path(path)
+    if path.suffix == ".jsonl":
+        raise UserError(f"{path} holds the answers; name the figures beside it, {path.with_suffix('.json').name}.")
+    try:
+        figures = json.loads(path.read_text())
+    except OSError as error:
+        raise UserError(
+            f"{path} cannot be read ({error.strerror or error}); write it by scripts/evaluate.py."
+        ) from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path} is not JSON ({error}); write it again by scripts/evaluate.py.") from error
+    if not isinstance(figures, dict) or not {"model", "version"} <= figures.keys():
+        raise UserError(f"{path} is no evaluation: it has no model and version; write it by scripts/evaluate.py.")
+    if "tasks" in figures:
+        tasks = figures["tasks"]
+    else:  # of one task, which the config names
+        tasks = {figures.get("config", {}).get("name") or figures.get("task", ""): figures}
+    answers = path.with_suffix(".jsonl")
+    records: dict[str, list[Record]] = {}
+    for i, line in enumerate(answers.read_text().splitlines() if answers.exists() else [], 1):
+        record = _record(line, f"{answers}, line {i}")
+        records.setdefault(record["task"], []).append(record)
+    if unknown := sorted(records.keys() - tasks.keys()):
+        raise UserError(f"{answers} has answers to {unknown[0]!r}, of which {path} has no figures; write both again.")
+    return Evaluation(str(path), figures["model"], name or figures["model"], tasks, records)
+
+
+def _record(line: str, where: str) -> Record:
+    try:
+        record = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise UserError(
+            f"{where}: malformed JSON ({error.msg}); write the file again by scripts/evaluate.py."
+        ) from error
+    if missing := [name for name in NEEDED if not isinstance(record, dict) or name not in record]:
+        raise UserError(f"{where}: no field {missing[0]!r}; write the file again by scripts/evaluate.py.")
+    return record

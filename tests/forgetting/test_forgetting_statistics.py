@@ -1,0 +1,96 @@
+"""Intervals cover what they promise, p-values are the binomial's own, and corrections are Holm's."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+from jaxsft.forgetting.statistics import Marks, changed, figures, holm, interval, mcnemar
+
+
+def drawn(random, n, copies=1):
+    """Marks of n distinct questions asked `copies` times each; the true difference is 0.6 * 0.85 + 0.4 * 0.3 - 0.6."""
+    base = random.random(n) < 0.6
+    tuned = random.random(n) < np.where(base, 0.85, 0.3)
+    repeat = lambda values: np.repeat(values, copies).astype(float)
+    return Marks(repeat(base), repeat(tuned), np.repeat(np.arange(n), copies))
+
+
+TRUTH = 0.6 * 0.85 + 0.4 * 0.3 - 0.6
+
+
+@pytest.mark.parametrize("copies", [1, 4])
+def test_intervals_cover_the_true_difference_as_often_as_they_promise(copies):
+    random, runs = np.random.default_rng(1), 400
+    covered = 0
+    for seed in range(runs):
+        low, high = interval(drawn(random, 150, copies), draws=1000, seed=seed)
+        covered += low <= TRUTH <= high
+    # three standard errors of a share of 0.95 in 400 runs, and a point for the bootstrap's own bias at 150 questions
+    assert abs(covered / runs - 0.95) < 3 * math.sqrt(0.95 * 0.05 / runs) + 0.01
+
+
+def test_intervals_that_take_copies_for_questions_would_not():
+    random, runs = np.random.default_rng(1), 200
+    covered = 0
+    for seed in range(runs):
+        marks = drawn(random, 150, 4)
+        low, high = interval(marks._replace(same=np.arange(600)), draws=1000, seed=seed)
+        covered += low <= TRUTH <= high
+    assert covered / runs < 0.8
+
+
+def test_the_interval_of_two_questions_is_that_of_all_four_draws():
+    marks = Marks(np.array([1.0, 0.0]), np.array([0.0, 0.0]), np.arange(2))
+    # twice the lost one (1/4), each once (1/2), twice the other (1/4)
+    assert interval(marks, confidence=0.4) == (-0.5, -0.5)
+    assert interval(marks, confidence=0.6) == (-1.0, 0.0)
+
+
+def test_intervals_are_the_same_for_a_seed_and_do_not_depend_on_the_order():
+    marks = drawn(np.random.default_rng(3), 80)
+    order = np.random.default_rng(4).permutation(80)
+    assert interval(marks, seed=5) == interval(marks.at(order), seed=5)
+    assert interval(marks, draws=50, seed=5) != interval(marks, draws=50, seed=6)
+
+
+def test_a_ratio_counts_what_each_model_counts():
+    # the base counts two questions, of which one is right; the model three, of which one
+    marks = Marks(
+        np.array([1.0, 0, 0, 0]),
+        np.array([0.0, 1, 0, 0]),
+        np.arange(4),
+        np.array([1.0, 1, 0, 0]),
+        np.array([1.0, 1, 1, 0]),
+    )
+    assert figures(marks) == (1 / 2, pytest.approx(1 / 3))
+    assert changed(marks) == (1, 1)
+
+
+def test_nothing_that_counts_is_no_number():
+    assert all(math.isnan(value) for value in interval(Marks(*np.zeros((3, 0)))))
+    nothing = Marks(np.zeros(2), np.zeros(2), np.arange(2), np.zeros(2), np.ones(2))
+    assert math.isnan(figures(nothing)[0]) and math.isnan(interval(nothing)[0])
+
+
+def test_copies_are_lost_once():
+    marks = Marks(np.array([1.0, 1, 0, 0]), np.array([0.0, 0, 1, 0]), np.array([7, 7, 8, 9]))
+    assert changed(marks) == (1, 1)
+    assert figures(marks) == (0.5, 0.25), "but count as often as they are asked"
+
+
+@pytest.mark.parametrize("lost, won", [(0, 0), (0, 6), (1, 8), (5, 5), (9, 3), (30, 12)])
+def test_mcnemar_is_the_two_sided_binomial(lost, won):
+    n, k = lost + won, min(lost, won)
+    tail = sum(Fraction(math.comb(n, i), 2**n) for i in range(k + 1))
+    assert mcnemar(lost, won) == pytest.approx(float(min(Fraction(1), 2 * tail)), rel=1e-12)
+
+
+def test_mcnemar_of_one_and_eight():
+    assert mcnemar(1, 8) == pytest.approx(20 / 512), "the textbook's sum: 2 (1 + 9) / 2^9"
+
+
+def test_holm():
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.5]) == [1.0, 1.0] and holm([]) == [] and holm([0.04]) == [0.04]
