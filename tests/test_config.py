@@ -25,9 +25,11 @@ from jaxsft.config import (
     EvalConfig,
     EvaluateConfig,
     ForgettingConfig,
+    LeakConfig,
     LoRAConfig,
     LoRAMoEConfig,
     MergeConfig,
+    MixConfig,
     MixtureConfig,
     ModelConfig,
     ObjectiveConfig,
@@ -35,6 +37,7 @@ from jaxsft.config import (
     PruneConfig,
     RecipeConfig,
     RegularizersConfig,
+    RewordConfig,
     ScoreConfig,
     SearchConfig,
     SelfSampleConfig,
@@ -65,6 +68,7 @@ from jaxsft.evaluation.registry import FIGURES, HEADLINES
 from jaxsft.merging.plan import make_plan
 from jaxsft.merging.trees import merge_trees
 from jaxsft.merging.weighing import Space, minimise
+from jaxsft.mixing.leaks import Leaks
 from jaxsft.models.decoder import Decoder
 from jaxsft.models.projection import Context
 from jaxsft.models.quantized import quantize_params
@@ -105,6 +109,8 @@ KINDS = (
     SearchConfig,
     CompressConfig,
     TokensConfig,
+    RewordConfig,
+    MixConfig,
 )
 
 
@@ -362,6 +368,15 @@ def _vocabulary(choice, tmp_path):
     return "aligned"
 
 
+def _leaking(choice, _):
+    """What is left of two records of which one leaks, or that they are refused."""
+    rows = [Row(i, Conversation([Message("user", text)]), "here", "here") for i, text in enumerate("ab")]
+    try:
+        return len(Leaks(LeakConfig(("b",), on_leak=choice), []).left(rows, "here")[0])
+    except UserError:
+        return "refused"
+
+
 def _tokens_init(choice, _):
     table = np.random.default_rng(0).normal(1.0, 1.0, (6, 4)).astype(np.float32)
     return new_rows(table, 1, choice, np.random.default_rng(1), [[1, 2]]).round(6).tolist()
@@ -504,6 +519,7 @@ READERS = {
     "rescale": (lambda choice, _: [_merge_trees(m, rescale=choice) for m in ("ties", "dare_linear")].__repr__(), None),
     "vocabulary": (_vocabulary, None),
     "SearchConfig.kind": (_tried, None),
+    "LeakConfig.on_leak": (_leaking, None),
     "TokensConfig.init": (_tokens_init, None),
     "StageConfig.kind": (lambda choice, _: stages.KINDS[choice].config.__name__, None),
     "SynthesisConfig.method": (lambda choice, _: METHODS[choice].__name__, None),

@@ -10,6 +10,7 @@ from jaxsft.config.data import ClassesConfig, DataConfig, DCoTConfig, MixtureCon
 from jaxsft.config.evaluation import EvalConfig, EvaluateConfig, ForgettingConfig, SuiteConfig, TaskConfig
 from jaxsft.config.jobs import DisperseConfig, RecipeConfig, ScoreConfig, StageConfig
 from jaxsft.config.merging import MergeConfig, MergeRule, SearchConfig
+from jaxsft.config.mixing import LeakConfig, MixConfig, RewordConfig
 from jaxsft.config.model import MeshConfig, ModelConfig, NewModelConfig
 from jaxsft.config.objective import ObjectiveConfig, ReferenceConfig, RegularizersConfig
 from jaxsft.config.pruning import DSnoTConfig, PruneConfig
@@ -29,12 +30,14 @@ __all__ = [
     "EvalConfig",
     "EvaluateConfig",
     "ForgettingConfig",
+    "LeakConfig",
     "LoRAConfig",
     "LoRAMoEConfig",
     "LogConfig",
     "MergeConfig",
     "MergeRule",
     "MeshConfig",
+    "MixConfig",
     "MixtureConfig",
     "ModelConfig",
     "NewModelConfig",
@@ -44,6 +47,7 @@ __all__ = [
     "RecipeConfig",
     "ReferenceConfig",
     "RegularizersConfig",
+    "RewordConfig",
     "RowsConfig",
     "SDFTConfig",
     "SPPConfig",

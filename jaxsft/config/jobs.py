@@ -68,8 +68,8 @@ class StageConfig:
       name: of its folder in the workdir; later stages refer to that as `{name}` in any string.
       kind: what it does: "train" (a `TrainConfig`), "score" (a `ScoreConfig`), "disperse" (a `DisperseConfig`), "merge"
         (a `MergeConfig`), "search" (a `SearchConfig`), "compress" (a `CompressConfig`), "tokens" (a
-        `TokensConfig`), "evaluate" (a `SuiteConfig`), "synthesize" (a `SynthesisConfig`) or "forgetting" (a
-        `ForgettingConfig`).
+        `TokensConfig`), "reword" (a `RewordConfig`), "mix" (a `MixConfig`), "evaluate" (a `SuiteConfig`), "synthesize"
+        (a `SynthesisConfig`) or "forgetting" (a `ForgettingConfig`).
       config: of the type that `kind` takes; None for "train" is the recipe's `train`.
       changes: field -> value, applied to the config, such as {"objective.name": "sftmix"}.
     """

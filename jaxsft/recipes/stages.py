@@ -13,6 +13,8 @@ from jaxsft.config import (
     DisperseConfig,
     ForgettingConfig,
     MergeConfig,
+    MixConfig,
+    RewordConfig,
     ScoreConfig,
     SearchConfig,
     SuiteConfig,
@@ -25,6 +27,8 @@ from jaxsft.evaluation.suite import evaluate
 from jaxsft.forgetting.report import REPORT, forgetting
 from jaxsft.merging.merge import merge_or_find
 from jaxsft.merging.search import MERGED, search
+from jaxsft.mixing.mix import mix
+from jaxsft.mixing.reword import reword
 from jaxsft.models.checkpoint import fingerprint
 from jaxsft.scoring.confidence import score_confidence
 from jaxsft.synthesis.run import RECORDS, synthesize
@@ -74,6 +78,8 @@ KINDS: dict[str, Kind] = {
     "search": Kind(SearchConfig, search, lambda folder: fingerprint(folder / MERGED)),
     "compress": Kind(CompressConfig, compress_or_find, fingerprint),
     "tokens": Kind(TokensConfig, add_or_find, fingerprint),
+    "reword": Kind(RewordConfig, reword, _digest(RECORDS)),
+    "mix": Kind(MixConfig, mix, _digest(RECORDS)),
     "evaluate": Kind(SuiteConfig, _evaluate, _digest(EVALUATION)),
     "synthesize": Kind(SynthesisConfig, synthesize, _digest(RECORDS)),
     "forgetting": Kind(ForgettingConfig, forgetting, _digest(REPORT)),
