@@ -68,7 +68,7 @@ CHOICES = {
     "SearchConfig.kind": ("grid", "nelder_mead"),
     "PruneConfig.score": ("wanda", "magnitude"),
     "CompressConfig.counts": ("stored", "codes"),
-    "SynthesisConfig.method": ("sdft", "self_sample"),  # the names in `jaxsft.synthesis.registry.METHODS`
+    "SynthesisConfig.method": ("sdft", "self_sample", "self_play"),  # the names in `jaxsft.synthesis.registry.METHODS`
     "SDFTConfig.template": ("refer", "guide", "math", "earlier_answer"),
     "SDFTConfig.accept": ("chat", "number", "call", "code", "none"),
     "SelfSampleConfig.mode": ("plain", "with_reference"),

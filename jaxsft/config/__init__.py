@@ -14,7 +14,7 @@ from jaxsft.config.mixing import LeakConfig, MixConfig, RewordConfig
 from jaxsft.config.model import MeshConfig, ModelConfig, NewModelConfig
 from jaxsft.config.objective import ObjectiveConfig, ReferenceConfig, RegularizersConfig
 from jaxsft.config.pruning import DSnoTConfig, PruneConfig
-from jaxsft.config.synthesis import SDFTConfig, SelfSampleConfig, SynthesisConfig
+from jaxsft.config.synthesis import SDFTConfig, SelfPlayConfig, SelfSampleConfig, SynthesisConfig
 from jaxsft.config.tokens import TokensConfig
 from jaxsft.config.training import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig
 
@@ -53,6 +53,7 @@ __all__ = [
     "SPPConfig",
     "ScoreConfig",
     "SearchConfig",
+    "SelfPlayConfig",
     "SelfSampleConfig",
     "SourceConfig",
     "SpIELConfig",

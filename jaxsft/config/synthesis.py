@@ -41,6 +41,17 @@ class SelfSampleConfig:
 
 
 @dataclasses.dataclass
+class SelfPlayConfig:
+    """Pairs of the given answer and the model's own (see `jaxsft.synthesis.self_play`).
+
+    Attributes:
+      samples: own answers to each question, each in a pair by itself.
+    """
+
+    samples: int = 1
+
+
+@dataclasses.dataclass
 class SynthesisConfig:
     """Records that a model writes from other records, as `scripts/synthesize.py` or a stage of a recipe makes them.
 
@@ -50,8 +61,8 @@ class SynthesisConfig:
       adapter: False asks the base under the model's adapter.
       data: the records that it is given, `template` and `condition` being how it is asked ("auto": as it was trained).
         Without path and sources they are, in a recipe, those of `train`.
-      method: what it is asked for, and what becomes of its answers: "sdft" or "self_sample", whose settings stand under
-        their names.
+      method: what it is asked for, and what becomes of its answers: "sdft", "self_sample" or "self_play", whose
+        settings stand under their names.
       temperature: divides the logits; 0 takes the likeliest token.
       top_k: draw from the k likeliest tokens; 0 is all.
       top_p: draw from the likeliest tokens that together reach this probability; 1 is all.
@@ -69,6 +80,7 @@ class SynthesisConfig:
     method: str = "self_sample"
     sdft: SDFTConfig = dataclasses.field(default_factory=SDFTConfig)
     self_sample: SelfSampleConfig = dataclasses.field(default_factory=SelfSampleConfig)
+    self_play: SelfPlayConfig = dataclasses.field(default_factory=SelfPlayConfig)
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0

@@ -38,6 +38,11 @@ class Answer(NamedTuple):
     stopped_by: str
 
     @property
+    def message(self) -> Message:
+        """As a turn."""
+        return Message("assistant", self.text)
+
+    @property
     def fault(self) -> str:
         """Why no method keeps it, "" where nothing is wrong."""
         if not self.stopped_by:

@@ -66,7 +66,8 @@ class SDFT:
         asked = [row for row in rows if row.answer]
         answers = dict(zip([row.index for row in asked], ask("answers", [prompt(row, self.template) for row in asked])))
         outcomes = [compose(row, answers.get(row.index), self.accept) for row in rows]
-        return Written(outcomes, {})
+        new = [answers[row.index].text == row.answer.strip() for row, o in zip(rows, outcomes) if o.fate == "kept"]
+        return Written(outcomes, {"same_as_given": sum(new)})
 
 
 def prompt(row: Row, template: Template) -> Prompt:

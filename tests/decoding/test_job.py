@@ -136,6 +136,19 @@ def test_another_job_is_refused(job, tmp_path):
     assert not (tmp_path / "long.jsonl.parts").exists()
 
 
+def test_ids_decide_what_is_drawn(job, tmp_path):
+    """Of some of the prompts the same answers, under the ids that they had among all."""
+    run(job, tmp_path / "all.jsonl")
+    some = list(range(1, 26, 3))
+    asked = [job.prompter.encode(PROMPTS[i]) for i in some]
+    job.run([PROMPTS[i] for i in some], asked, tmp_path / "some.jsonl", lambda line: None, some)
+    lines = {name: (tmp_path / f"{name}.jsonl").read_text().splitlines() for name in ("all", "some")}
+    read = lambda line: {name: value for name, value in json.loads(line).items() if name != "logp"}
+    assert list(map(read, lines["some"])) == [read(lines["all"][i]) for i in some]
+    with pytest.raises(UserError, match=r"of another job: its prompts\.ids"):
+        job.run([PROMPTS[i] for i in some], asked, tmp_path / "some.jsonl", lambda line: None, some[::-1])
+
+
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16, jnp.int8])
 def test_the_digest_of_weights_sees_every_element(dtype):
     x = (100 * jax.random.normal(jax.random.key(0), (6, 8))).astype(dtype)

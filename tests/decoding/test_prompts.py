@@ -85,3 +85,15 @@ def test_prompt_files(tmp_path):
     file.write_text('{"question": "Hi"}\n')
     with pytest.raises(UserError, match="line 1: the record has neither"):
         read_prompts(str(file))
+
+
+def test_an_answer_that_is_begun_is_part_of_the_prompt(qwen, stories):
+    tokenizer = load_tokenizer(str(qwen))
+    prompter = make_prompter(tokenizer, "auto", qwen)
+    plain = prompter.encode("Why?")
+    assert prompter.encode("Why?", prefill="Let us see.") == plain + tokenizer.encode("Let us see.").ids
+    llama = make_prompter(load_tokenizer(str(stories)), "llama2", stories)  # which puts a blank before an answer
+    text = llama.tokenizer.decode(llama.encode("Why?", prefill="See."), skip_special_tokens=False)
+    assert text.endswith("[/INST] See.")
+    bare = make_prompter(load_tokenizer(str(stories)), "none", stories)
+    assert bare.encode("Once", prefill=" upon a time") == bare.encode("Once upon a time")
