@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jaxsft.models.block import Cache
 from jaxsft.sharding import constrain
 
 RUNNING, TOKEN, LIMIT, EMPTY = 0, 1, 2, 3  # why a slot decodes no further
@@ -45,9 +46,7 @@ class Slots(NamedTuple):
     def pinned(self) -> "Slots":
         """With rows split over the data-parallel devices, so that one program's result suits the next."""
         split = lambda x: constrain(x, "batch", *(None,) * (x.ndim - 1))
-        stacks = jax.tree.map(
-            lambda x: constrain(x, "layers", "batch", "length", "kv_heads", "head_dim"), self.cache["stacks"]
-        )
+        stacks = _by_layer(Cache.pinned, self.cache["stacks"])
         cache = {"segment_ids": split(self.cache["segment_ids"]), "stacks": stacks}
         return Slots(cache, *(split(x) for x in self[1:]))
 
@@ -91,13 +90,12 @@ def enter(slots: Slots, arrivals: Arrivals, cache: Any, seen: jax.Array) -> Slot
     """Puts prompts into their slots, with their cache of W tokens a row; nothing is chosen yet."""
     at, width = arrivals.slots, arrivals.tokens.shape[1]
     put = lambda old, new: old.at[at].set(jnp.asarray(new, old.dtype), mode="drop")
-    layers = lambda old, new: old.at[:, at, :width].set(new.astype(old.dtype), mode="drop")
     marks = cache["segment_ids"]
     marks = jnp.pad(marks, ((0, 0), (0, slots.cache["segment_ids"].shape[1] - width)))
     return slots._replace(
         cache={
             "segment_ids": put(slots.cache["segment_ids"], marks),
-            "stacks": jax.tree.map(layers, slots.cache["stacks"], cache["stacks"]),
+            "stacks": _by_layer(lambda old, new: old.enter(at, new), slots.cache["stacks"], cache["stacks"]),
         },
         ids=put(slots.ids, arrivals.ids),
         position=put(slots.position, arrivals.lengths - 1),
@@ -133,3 +131,8 @@ def write(slots: Slots, rows: jax.Array, token: jax.Array, logp: jax.Array, stop
         logps=put(slots.logps, logp),
         seen=seen,
     )
+
+
+def _by_layer(function: Any, *caches: Any) -> Any:
+    """Maps a function of `Cache`s over those of all stacks."""
+    return jax.tree.map(function, *caches, is_leaf=lambda node: isinstance(node, Cache))

@@ -45,10 +45,28 @@ class Rows(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values [layers, B, S, kv_heads, head_dim] of all layers at one position of a stack's unit."""
+    """Keys and values [layers, B, kv_heads, head_dim, S] of all layers at one position of a stack's unit.
+
+    The slots are the minor axis, as the products with one query read them: others are copied at every step on CPU.
+    """
 
     k: jax.Array
     v: jax.Array
+
+    @classmethod
+    def empty(cls, layers: int, batch: int, length: int, arch: Architecture, dtype: Any) -> "Cache":
+        """Zeros, of `length` slots."""
+        zeros = jnp.zeros((layers, batch, arch.num_kv_heads, arch.head_dim, length), dtype)
+        return cls(zeros, zeros).pinned()
+
+    def pinned(self) -> "Cache":
+        """With rows and heads split over the mesh."""
+        return Cache(*(constrain(x, "layers", "batch", "kv_heads", "head_dim", "length") for x in self))
+
+    def enter(self, at: jax.Array, new: "Cache") -> "Cache":
+        """With `new`, as long or shorter, in place of the rows `at` [rows of `new`]; those past the end are dropped."""
+        put = lambda old, new: old.at[:, at, :, :, : new.shape[-1]].set(new.astype(old.dtype), mode="drop")
+        return Cache(put(self.k, new.k), put(self.v, new.v))
 
 
 class Linear(nnx.Module):
@@ -117,7 +135,7 @@ class Attention(nnx.Module):
         keys = {}
         if cache is not None:
             cache = append(cache, k, v, rows, row)
-            k, v = cache.k[row].astype(q.dtype), cache.v[row].astype(q.dtype)
+            k, v = (x[row].astype(q.dtype).transpose(0, 3, 1, 2) for x in cache)
             slots = jnp.broadcast_to(jnp.arange(k.shape[1], dtype=jnp.int32), k.shape[:2])
             keys = {"kv_segment_ids": rows.cached, "kv_positions": slots}
         mixed = attention(
@@ -230,8 +248,8 @@ def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
 def append(cache: Cache, k: jax.Array, v: jax.Array, rows: Rows, row: jax.Array) -> Cache:
     """Writes new keys and values [B, T, ...] of one layer to the slots that their positions name, padding to none."""
     batch = jnp.arange(k.shape[0])[:, None]
-    slots = cache_slots(rows.segment_ids, rows.positions, cache.k.shape[2])
-    write = lambda old, new: old.at[row, batch, slots].set(new.astype(old.dtype), mode="drop")
+    slots = cache_slots(rows.segment_ids, rows.positions, cache.k.shape[-1])
+    write = lambda old, new: old.at[row, batch, :, :, slots].set(new.astype(old.dtype), mode="drop")
     return Cache(write(cache.k, k), write(cache.v, v))
 
 

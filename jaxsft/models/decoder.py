@@ -196,12 +196,10 @@ class Decoder:
     def init_cache(self, batch: int, length: int, dtype: Any = None) -> dict[str, Any]:
         """An empty cache of `length` slots a row; `dtype` defaults to the compute dtype."""
         arch, dtype = self.arch, self.dtype if dtype is None else dtype
-        shape = (batch, length, arch.num_kv_heads, arch.head_dim)
-        zeros = lambda n: constrain(jnp.zeros((n, *shape), dtype), "layers", "batch", "length", "kv_heads", "head_dim")
         return {
             "segment_ids": jnp.zeros((batch, length), jnp.int32),
             "stacks": {
-                str(s): {str(u): Cache(zeros(stack.repeats), zeros(stack.repeats)) for u in range(len(stack.unit))}
+                str(s): {str(u): Cache.empty(stack.repeats, batch, length, arch, dtype) for u in range(len(stack.unit))}
                 for s, stack in enumerate(arch.stacks)
             },
         }
