@@ -11,6 +11,7 @@ answers a whole data set in parts (docs/generate.md): killed and started again, 
 import json
 import time
 
+import jax
 from absl import flags
 
 from jaxsft import cli
@@ -22,6 +23,7 @@ from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
 from jaxsft.files import write_text
 from jaxsft.sharding import make_mesh
+from jaxsft.training.distributed import initialize
 from jaxsft.training.restore import open_model
 
 MODEL = flags.DEFINE_string("model", None, "Hugging Face folder or hub name, a workdir, or world:chat.")
@@ -43,6 +45,7 @@ STOP = flags.DEFINE_multi_string("stop", [], "A text that ends an answer; may be
 MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 128, "Where an answer ends at the latest.")
 SEED = flags.DEFINE_integer("seed", 0, "Of the draws.")
 BATCH_SIZE = flags.DEFINE_integer("batch_size", 32, "Prompts decoded at once.", lower_bound=1)
+TENSOR = flags.DEFINE_integer("tensor", 1, "Devices that each layer's matrices are split over.", lower_bound=1)
 DTYPE = flags.DEFINE_enum("dtype", "auto", ["auto", "float32", "bfloat16"], "Compute dtype.")
 
 
@@ -55,7 +58,8 @@ def main() -> str:
     prompts = read_prompts(INPUT.value) if INPUT.value else prompts
     if not prompts:
         raise UserError("there is nothing to continue; give --prompt, --prompts or --input.")
-    mesh = make_mesh(MeshConfig())
+    initialize()
+    mesh = make_mesh(MeshConfig(tensor=TENSOR.value))
     model = open_model(MODEL.value, ModelConfig(path=MODEL.value, base=BASE.value, dtype=DTYPE.value), mesh)
     own = TEMPLATE.value == "auto" and not RAW.value
     condition = CONDITION.value if CONDITION.value is not None else model.condition if own else "auto"
@@ -79,25 +83,30 @@ def main() -> str:
     mode = "plain continuation" if prompter.template is None else prompter.template.name
     mode += "" if condition == "auto" else f" with the condition {condition!r}"
     count = f"{len(prompts)} prompt{'s' if len(prompts) > 1 else ''}"
-    print(f"{count}, {mode}, {sampling}")
+    _say(f"{count}, {mode}, {sampling}")
     ids = [prompter.encode(prompt) for prompt in prompts]
     unknown = sum(sum(i == model.tokenizer.unk_id for i in of_prompt) for of_prompt in ids)
     if unknown:
-        print(f"note: {unknown} tokens of what is asked are {model.tokenizer.hf.unk_token!r}: not in the vocabulary")
+        _say(f"note: {unknown} tokens of what is asked are {model.tokenizer.hf.unk_token!r}: not in the vocabulary")
     if INPUT.value:
-        return job.run(prompts, ids, OUTPUT.value)
+        return job.run(prompts, ids, OUTPUT.value, _say)
     began = time.monotonic()
     sampled = sampler.generate(model.params, ids, adapters=model.adapters)
     seconds = time.monotonic() - began
     records = [job.record(*each, i) for i, each in enumerate(zip(prompts, ids, sampled))]
     for prompt, answer in zip(prompts, [record["answer"] for record in records]):
         asked = prompt if isinstance(prompt, str) else prompt[-1].content
-        print(f"\n> {asked}\n{answer.strip()}" if len(prompts) > 1 else f"\n{answer}")
-    print()
-    if OUTPUT.value:
+        _say(f"\n> {asked}\n{answer.strip()}" if len(prompts) > 1 else f"\n{answer}")
+    _say("")
+    if OUTPUT.value and jax.process_index() == 0:
         write_text(OUTPUT.value, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     new = sum(record["tokens"] for record in records)
     return f"{new} new tokens for {count} in {seconds:.1f} s, compilation included"
+
+
+def _say(text: str) -> None:
+    if jax.process_index() == 0:
+        print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -56,8 +56,8 @@ class Cache(NamedTuple):
     @classmethod
     def empty(cls, layers: int, batch: int, length: int, arch: Architecture, dtype: Any) -> "Cache":
         """Zeros, of `length` slots."""
-        zeros = jnp.zeros((layers, batch, arch.num_kv_heads, arch.head_dim, length), dtype)
-        return cls(zeros, zeros).pinned()
+        zeros = lambda: jnp.zeros((layers, batch, arch.num_kv_heads, arch.head_dim, length), dtype)
+        return cls(zeros(), zeros()).pinned()  # two buffers, so that both can be donated
 
     def pinned(self) -> "Cache":
         """With rows and heads split over the mesh."""

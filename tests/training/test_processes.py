@@ -4,6 +4,7 @@ import json
 import signal
 import socket
 import subprocess
+import sys
 import time
 
 import numpy as np
@@ -12,6 +13,7 @@ from safetensors.numpy import load_file
 
 from jaxsft.config import DataConfig, DisperseConfig, ModelConfig
 from jaxsft.dispersal.run import disperse
+from tests.conftest import REPOSITORY
 from tests.training.conftest import devices, environment, lines, run
 
 
@@ -140,6 +142,31 @@ def test_sub_models_of_two_processes(command, data_file, model_folder, tmp_path,
         wanted, found = (load_file(folder / "adapter" / "adapter.safetensors") for folder in (one, two))
         for name, value in wanted.items():
             np.testing.assert_allclose(found[name], value, rtol=1e-3, atol=1e-5)
+
+
+def test_both_generate(tmp_path):
+    """Rows over the processes and heads over the devices of each; one writes, what one device writes alone."""
+    source, log = tmp_path / "in.jsonl", tmp_path / "log"
+    prompts = [f"please repeat {' '.join('bcdfghk'[: 1 + i % 7])} ." for i in range(20)]
+    source.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+
+    def arguments(name, *more):
+        flags = ["--model=world:chat", "--dtype=float32", "--temperature=1", "--max_new_tokens=12", "--part_rows=6"]
+        flags += [f"--input={source}", f"--output={tmp_path / name}", "--batch_size=4", *more]
+        return [sys.executable, str(REPOSITORY / "scripts" / "generate.py"), *flags]
+
+    alone = run(arguments("alone.jsonl"), XLA_FLAGS=devices(1))
+    assert alone.returncode == 0, alone.stderr
+    processes = _start(arguments("together.jsonl", "--tensor=2"), log)
+    assert [process.wait(timeout=600) for process in processes] == [0, 0], _logs(log)
+    one, two = (
+        [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
+        for name in ("alone.jsonl", "together.jsonl")
+    )
+    assert [record["answer"] for record in one] == [record["answer"] for record in two]
+    np.testing.assert_allclose([r["logp"] for r in one], [r["logp"] for r in two], atol=2e-3)
+    assert "part 4 of 4" in log.with_suffix(".0").read_text()
+    assert "part" not in log.with_suffix(".1").read_text()
 
 
 def _logs(log):
