@@ -115,10 +115,10 @@ def wait_for(file: Path, text: bytes, process: subprocess.Popen) -> None:
     ("file", "text", "how"),
     [
         ("reference/metrics.jsonl", b'"step": 2', signal.SIGKILL),
-        ("reference/stage.json", b"fingerprint", signal.SIGKILL),
         ("scores/nll_2.parquet", b"PAR1", signal.SIGKILL),
-        ("target/metrics.jsonl", b'"step": 3', signal.SIGTERM),
-        ("target/summary.json", b"steps", signal.SIGKILL),
+        pytest.param("reference/stage.json", b"fingerprint", signal.SIGKILL, marks=pytest.mark.slow),
+        pytest.param("target/metrics.jsonl", b'"step": 3', signal.SIGTERM, marks=pytest.mark.slow),
+        pytest.param("target/summary.json", b"steps", signal.SIGKILL, marks=pytest.mark.slow),
     ],
 )
 def test_what_was_killed_goes_on_to_the_same_result(finished, command, tmp_path, file, text, how):
