@@ -63,6 +63,7 @@ from jaxsft.data.templates import load_template
 from jaxsft.data.types import type_ids
 from jaxsft.dispersal import run as dispersal
 from jaxsft.errors import UserError
+from jaxsft.evaluation import separation
 from jaxsft.evaluation.multiple_choice import Question, choose
 from jaxsft.evaluation.registry import FIGURES, HEADLINES
 from jaxsft.merging.plan import make_plan
@@ -529,6 +530,7 @@ READERS = {
     "l1_on": (_l1_on, {"change": 0.0, "weights": 2.0}),
     "schedule": (_schedule, None),
     "task": (lambda choice, _: HEADLINES[choice], None),
+    "instruction_in": (lambda choice, _: str(separation.prompt("s", "d", TaskConfig(instruction_in=choice))), None),
     "normalize": (_grade, {"none": 1, "tokens": 2, "bytes": 0}),
     "CompressConfig.counts": (lambda choice, _: groups.choose(CompressConfig(counts=choice), (4096, 4096)), None),
     "PruneConfig.score": (_prune_score, {"wanda": [False, True], "magnitude": [True, False]}),

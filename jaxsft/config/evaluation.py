@@ -14,12 +14,20 @@ class TaskConfig:
       name: what its figures are called where several tasks are measured; each then has one of its own.
       task: "perplexity" (negative log-likelihood of conversations or text), "multiple_choice" (the likeliest of the
         given answers), "generation" (the answer that the model writes), "deviation" (how far the model moved from
-        another on the data) or "routing" (which of an adapter's experts the data is routed to).
+        another on the data), "routing" (which of an adapter's experts the data is routed to), "instruction_following"
+        (how often the model answers instead of continuing the prompt), "separation" (whether it keeps instruction and
+        data apart) or "knowledge_conflict" (whether it believes a context that contradicts what it knows).
       data: the rows to score; packed or not, the figures do not change. `template` "auto" is the run's own.
       batch_size: rows of a batch; for "generation": prompts answered at once.
       normalize: for "multiple_choice": divide an answer's log-likelihood by its "tokens", "bytes" or "none".
-      max_new_tokens: for "generation": where an answer ends at the latest; 0 is as many tokens as the longest
-        reference and its end of turn need.
+      max_new_tokens: where an answer that the model writes ends at the latest; 0 is, for "generation", as many tokens
+        as the longest reference and its end of turn need.
+      instruction_in: for "separation": where the instruction stands, in the "system" turn, or with the data in the
+        "user" turn, there with "labels" before both if asked for; without a chat template all is one text.
+      classifier: for "instruction_following": a file that scripts/make_ifs.py made, or "heuristic", a rule of thumb
+        for smoke tests.
+      known: for "knowledge_conflict": the answers (`.jsonl`) of an evaluation of the base, of whose items only those
+        count that it answers from memory; "" is all.
       chains: for "generation": ask for so many chains of thought and judge the answer behind them alone (see
         `jaxsft.data.dcot`); 0 asks as the records stand.
     """
@@ -30,6 +38,9 @@ class TaskConfig:
     batch_size: int = 16
     normalize: str = "none"
     max_new_tokens: int = 0
+    instruction_in: str = "system"
+    classifier: str = ""
+    known: str = ""
     chains: int = 0
 
 

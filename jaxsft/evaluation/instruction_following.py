@@ -6,8 +6,20 @@ model that has learnt to be asked answers both. The classifier sees the response
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from jaxsft.config import DataConfig, TaskConfig
+from jaxsft.data.conversation import rename
+from jaxsft.data.sources import open_source, row_range
+from jaxsft.errors import UserError
+from jaxsft.evaluation.answer_classifier import load_classifier
+from jaxsft.evaluation.task import Result, Subject, Task, by_part, digest, question_ids
+from jaxsft.evaluation.writing import Writer
+
+HEURISTIC = "heuristic"
 Classify = Callable[[Sequence[str]], Sequence[bool]]
 
 LEVEL, RISE, LAST = 0.9, 0.01, 3
@@ -64,3 +76,95 @@ def first_stop(
         if score >= level and score - scores[i - last + 1][1] < rise:
             return step
     return None
+
+
+def prepare(config: TaskConfig, subject: Subject) -> Task:
+    """The score on the prompts that `config` names, whose records hold `prompt`, a text, and `partial`.
+
+    Returns:
+      A task whose figures are `ifs`, `ifs_partial` and `ifs_full` (None where there is no such prompt), `gap` (full
+      less partial), `standard_error` of `ifs`, `questions`, `ended` (the share of answers that met an end of turn),
+      `cut`, with a trained classifier its `classifier_accuracy`, and tables by part; a record is `correct` where the
+      answer is answer-like.
+
+    Raises:
+      UserError: without a classifier, and for records without prompt or `partial`.
+    """
+    if not config.classifier:
+        raise UserError(
+            "config.classifier is empty; make one by scripts/make_ifs.py and name it, or name 'heuristic' for a rule "
+            "of thumb that is good for smoke tests alone."
+        )
+    trained = None if config.classifier == HEURISTIC else load_classifier(config.classifier)
+    classify = trained or looks_like_an_answer
+    asked, name = read_prompts(config.data), config.name or config.task
+    writer, partial = Writer([one.text for one in asked], config, subject), np.array([one.partial for one in asked])
+    ids = question_ids([[one.text, one.partial] for one in asked])
+    parts = {"by_source": [one.source for one in asked], "by_task_type": [one.task_type for one in asked]}
+
+    def measure(params: Any, adapters: Any) -> Result:
+        written = writer.write(params, adapters)
+        texts, ended = [one.text for one in written], np.array([one.ended for one in written])
+        verdicts = [bool(verdict) for verdict in classify(texts)]
+
+        def summary(at: np.ndarray) -> dict[str, float | None]:
+            of = dict(zip([texts[i] for i in at], [verdicts[i] for i in at]))
+            scores = ifs([texts[i] for i in at], partial[at].tolist(), lambda given: [of[text] for text in given])
+            gap = scores["ifs_full"] - scores["ifs_partial"]
+            error = math.sqrt(scores["ifs"] * (1 - scores["ifs"]) / len(at))
+            found = scores | {"gap": gap, "standard_error": error, "questions": len(at)}
+            found["ended"] = float(ended[at].mean())
+            return {name: None if math.isnan(value) else value for name, value in found.items()}
+
+        figures = summary(np.arange(len(asked))) | {"cut": writer.cut} | by_part(parts, summary)
+        if trained is not None:
+            figures["classifier_accuracy"] = trained.quality["accuracy"]
+        records = [
+            {
+                "task": name,
+                "index": i,
+                "id": ids[i],
+                "prompt": one.text,
+                "reference": "",
+                "answer": texts[i],
+                "correct": verdicts[i],
+                "partial": one.partial,
+                "source": one.source,
+                "task_type": one.task_type,
+            }
+            for i, one in enumerate(asked)
+        ]
+        return Result(figures, records)
+
+    report = f"{len(asked)} prompts, {int(partial.sum())} partial, {writer.mode}, up to {config.max_new_tokens} tokens"
+    return Task(name, report, digest([list(one) for one in asked]), measure)
+
+
+class Asked(NamedTuple):
+    """A prompt, whether it is partial, and the parts of the data it belongs to."""
+
+    text: str
+    partial: bool
+    source: str
+    task_type: str
+
+
+def read_prompts(config: DataConfig) -> list[Asked]:
+    """The prompts of all sources, as scripts/make_ifs.py writes them.
+
+    Raises:
+      UserError: for a record without `prompt` or `partial`, naming it.
+    """
+    found = []
+    for source in config.all_sources():
+        opened = open_source(source)
+        for record, where in opened.records(*row_range(source.rows, len(opened))):
+            held = rename(record, source.fields) if isinstance(record, Mapping) else {}
+            text, partial = held.get("prompt"), held.get("partial")
+            if not (isinstance(text, str) and text.strip() and isinstance(partial, bool)):
+                raise UserError(
+                    f"{where}: the record needs `prompt`, a text, and `partial`, true or false; make such records by "
+                    "scripts/make_ifs.py."
+                )
+            found.append(Asked(text, partial, str(held.get("source", opened.name)), str(held.get("task_type", ""))))
+    return found

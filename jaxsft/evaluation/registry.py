@@ -7,7 +7,16 @@ from typing import Any
 
 from jaxsft.config import DataConfig, TaskConfig
 from jaxsft.errors import UserError
-from jaxsft.evaluation import deviation, generation, multiple_choice, perplexity, routing
+from jaxsft.evaluation import (
+    deviation,
+    generation,
+    instruction_following,
+    knowledge_conflict,
+    multiple_choice,
+    perplexity,
+    routing,
+    separation,
+)
 from jaxsft.evaluation.task import Result, Subject, Task
 
 HEADLINES = {
@@ -17,6 +26,11 @@ HEADLINES = {
     "generation": "exact_match {exact_match:.4f} +- {standard_error:.4f} on {questions} questions",
     "deviation": "deviation {deviation:.5f}, kl_per_token {kl_per_token:.5f} over {tokens} tokens, {examples} examples",
     "routing": "cv {cv:.4f} over {tokens} tokens, {examples} examples",
+    "instruction_following": "ifs {ifs:.4f} (partial {ifs_partial:.4f}, full {ifs_full:.4f}) on {questions} prompts",
+    "separation": "separation {separation:.4f} with utility {utility:.4f}, probe executed in data {probe_in_data:.4f}, "
+    "on {items} items",
+    "knowledge_conflict": "counterfactual {counterfactual:.4f}, parametric {parametric:.4f}, recalled {recalled:.4f} "
+    "on {questions} questions",
 }
 FIGURES = {  # the one that stands for a task
     "perplexity": "nll_per_token",
@@ -24,12 +38,18 @@ FIGURES = {  # the one that stands for a task
     "generation": "exact_match",
     "deviation": "deviation",
     "routing": "cv",
+    "instruction_following": "ifs",
+    "separation": "separation",
+    "knowledge_conflict": "counterfactual",
 }
 PREPARE: dict[str, Callable[..., Task]] = {
     "perplexity": perplexity.prepare,
     "multiple_choice": multiple_choice.prepare,
     "generation": generation.prepare,
     "routing": routing.prepare,
+    "instruction_following": instruction_following.prepare,
+    "separation": separation.prepare,
+    "knowledge_conflict": knowledge_conflict.prepare,
 }
 
 
@@ -83,7 +103,17 @@ def as_trained(data: DataConfig, template: str, condition: str) -> DataConfig:
 
 def headline(config: TaskConfig, result: Result) -> str:
     """What a task has found, in half a line."""
-    return HEADLINES[config.task].format(**result.figures)
+    return HEADLINES[config.task].format(**{n: UNDEFINED if v is None else v for n, v in result.figures.items()})
+
+
+class _Undefined:
+    """Stands for a figure that is not defined, such as a share of nothing."""
+
+    def __format__(self, _: str) -> str:
+        return "undefined"
+
+
+UNDEFINED = _Undefined()
 
 
 def _checked(task: Task) -> Task:

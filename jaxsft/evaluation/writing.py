@@ -1,0 +1,84 @@
+"""A model's own words: greedy answers to prompts whose right answer is not a text to compare with."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from jaxsft.config import TaskConfig
+from jaxsft.data.conversation import Message
+from jaxsft.data.templates import NO_TEMPLATE
+from jaxsft.decoding.engine import Sampler
+from jaxsft.decoding.prompts import Prompt, Prompter, make_prompter
+from jaxsft.decoding.sampling import Sampling
+from jaxsft.errors import UserError
+from jaxsft.evaluation.task import Subject
+
+
+class Written(NamedTuple):
+    """An answer's text without surrounding blanks, and whether it met an end of turn."""
+
+    text: str
+    ended: bool
+
+
+class Writer:
+    """Answers prompts, as often as one likes, with the parameters of the moment.
+
+    Attributes:
+      cut: prompts that lost their beginning, because prompt and answer are longer than the model's context.
+      mode: how the model is prompted, in words.
+    """
+
+    def __init__(self, prompts: Sequence[Prompt], config: TaskConfig, subject: Subject):
+        """Encodes the prompts.
+
+        Args:
+          prompts: texts, which get the system prompt `config.data.system`, or messages.
+          config: for the template, the system prompt, `max_new_tokens` and `batch_size`.
+          subject: the model.
+
+        Raises:
+          UserError: without `max_new_tokens`, without a chat template where one is needed, and for prompts that it
+            cannot render.
+        """
+        if not config.max_new_tokens:
+            raise UserError(
+                f"config.max_new_tokens is 0, but no reference says how long answers of the task {config.task!r} are; "
+                "set it, such as to 256."
+            )
+        prompter = chosen_prompter(config, subject)
+        system = [Message("system", config.data.system)] if config.data.system else []
+        asked = [[*system, Message("user", p)] if system and isinstance(p, str) else p for p in prompts]
+        ids = [prompter.encode(prompt) for prompt in asked]
+        room = min(config.data.max_length, subject.decoder.arch.max_positions) - config.max_new_tokens
+        if room < 1:
+            raise UserError(
+                f"answers of {config.max_new_tokens} tokens leave no room for a prompt in a context of "
+                f"{room + config.max_new_tokens}; lower config.max_new_tokens."
+            )
+        self._prompter, self._prompts = prompter, [one[-room:] for one in ids]
+        self.cut = sum(len(one) > room for one in ids)
+        self.mode = "plain continuation" if prompter.template is None else prompter.template.name
+        sampling = Sampling(max_new_tokens=config.max_new_tokens, stop_ids=prompter.stop_ids)
+        self._sampler = Sampler(subject.decoder, sampling, subject.mesh, batch_size=config.batch_size)
+
+    def write(self, params: Any, adapters: Any) -> list[Written]:
+        """An answer to every prompt."""
+        sampled = self._sampler.generate(params, self._prompts, adapters=adapters)
+        read = [self._prompter.read(prompt, one.tokens) for prompt, one in zip(self._prompts, sampled)]
+        return [Written(text.strip(), ended) for text, ended in read]
+
+
+def chosen_prompter(config: TaskConfig, subject: Subject) -> Prompter:
+    """How the model is prompted: in the template that `config.data.template` names, "none" being plain continuation.
+
+    Raises:
+      UserError: if the tokenizer has no chat template, and none is named.
+    """
+    plain = config.data.template == NO_TEMPLATE
+    prompter = make_prompter(subject.tokenizer, config.data.template, subject.source, plain, config.data.condition)
+    if not plain and prompter.template is None:
+        raise UserError(
+            "the tokenizer has no chat template to ask a question with; set config.data.template to a built-in one or "
+            "a .jinja file, or to 'none' for plain continuation."
+        )
+    return prompter

@@ -1,0 +1,167 @@
+"""Answers found where they stand and nowhere else, rates that cannot exceed 1, scores by sign; and a model of the world
+that is told what contradicts its facts."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from jaxsft.config import DataConfig, ModelConfig, TaskConfig
+from jaxsft.errors import UserError
+from jaxsft.evaluation import registry
+from jaxsft.evaluation.answers import first_hit, normalise
+from jaxsft.evaluation.knowledge_conflict import parse_item, preferences, rates, read_known
+from jaxsft.evaluation.suite import Evaluation
+from jaxsft.evaluation.task import Subject
+from jaxsft.training.restore import open_model
+from jaxsft.world import records
+
+
+@pytest.mark.parametrize(
+    "text, says",
+    [
+        ("The U.S.A.'s  Café-bar!", "usa s cafe bar"),
+        ("an Apple a day, the end", "apple day end"),
+        ("Paris,France", "paris france"),
+        ("ﬁne \u00bd", "fine 1 2"),
+        ("O\u2019Brien's 3.5 snake_case", "o brien s 35 snake case"),
+        ("the", ""),
+    ],
+)
+def test_normalised(text, says):
+    assert normalise(text) == says
+
+
+@pytest.mark.parametrize(
+    "text, found",
+    [
+        ("It is in the USA.", 0),
+        ("Common usage is Berlin", 1),
+        ("usage", None),
+        ("Berlin, not the USA", 1),
+        ("the u.s.a. and then Berlin", 0),
+        ("BERLINER", None),
+        ("", None),
+        ("Usa", 0),
+        ("Berlin's mayor", 1),
+    ],
+)
+def test_the_first_answer_counts(text, found):
+    assert first_hit(text, (["USA"], ["Berlin", "capital of Germany"])) == found
+
+
+def test_other_forms_and_longer_ones():
+    assert first_hit("in the capital of Germany", (["USA"], ["Berlin", "the capital of Germany"])) == 1
+    assert first_hit("New York City", (["New York"], ["New York City"])) == 1, "both begin there; the longer is meant"
+    assert first_hit("New York, state", (["New York"], ["New York City"])) == 0
+    assert first_hit("anything", (["the"],)) is None, "nothing is left to look for"
+
+
+def test_rates():
+    assert rates([0, 0, 1, None]) == {
+        "counterfactual": 0.5, "parametric": 0.25, "standard_error": 0.25, "questions": 4
+    }  # fmt: skip
+    random = np.random.default_rng(0)
+    for _ in range(20):
+        outcomes = [(0, 1, None)[i] for i in random.integers(3, size=7)]
+        found = rates(outcomes)
+        assert 0 <= found["counterfactual"] + found["parametric"] <= 1
+    assert np.isnan(rates([])["counterfactual"])
+
+
+def test_the_score_of_a_model_of_two_tokens():
+    """Answers "x" and "y y" of a model that says x with 0.8 and y with 0.2: log 0.8 - log 0.2 a token."""
+    log_likelihoods = np.array([[np.log(0.8), 2 * np.log(0.2)], [2 * np.log(0.2), np.log(0.8)]])
+    scores = preferences(log_likelihoods, np.array([[1, 2], [2, 1]]))
+    np.testing.assert_allclose(scores, [np.log(4), -np.log(4)])
+
+
+def test_items():
+    record = {"context": "c", "question": "q", "answer": "Rome", "memory_answer": ["Paris", "City of Light"]}
+    assert parse_item(record, "here", "file") == ("c", "q", ["Rome"], ["Paris", "City of Light"], "file", "")
+    other = {k: v for k, v in record.items() if k != "memory_answer"} | {"parametric_answer": "Paris"}
+    assert parse_item(other, "here").memory == ["Paris"]
+    with pytest.raises(UserError, match="here: the context's answer and memory's are the same, 'the PARIS'"):
+        parse_item(record | {"answer": "the PARIS"}, "here")
+    with pytest.raises(UserError, match="`answer` is 'the'; it must be a text with a word in it"):
+        parse_item(record | {"answer": "the"}, "here")
+    with pytest.raises(UserError, match="`memory_answer` is None"):
+        parse_item({k: v for k, v in record.items() if k != "memory_answer"}, "here")
+    with pytest.raises(UserError, match="`context` is ''"):
+        parse_item(record | {"context": ""}, "here")
+
+
+@pytest.fixture(scope="module")
+def base(mesh):
+    opened = open_model("world:base", ModelConfig(), mesh)
+    return Subject(opened.decoder, opened.tokenizer, opened.source, mesh), opened.params
+
+
+@pytest.fixture
+def items():
+    """Facts that the world's base knows, each behind a statement with another's value."""
+    facts = [r for r in records.split("cloze") if r["prompt"].endswith("was born in")][:10]
+    other = {f["prompt"]: facts[i - 1]["completion"] for i, f in enumerate(facts)}
+    return [
+        {"context": f"{f['prompt']} {other[f['prompt']]} .", "question": f["prompt"], "answer": other[f["prompt"]],
+         "memory_answer": f["completion"], "task_type": str(i % 2)}
+        for i, f in enumerate(facts)
+        if other[f["prompt"]] != f["completion"]
+    ]  # fmt: skip
+
+
+def task(tmp_path, items, **changes):
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    data = DataConfig(path=str(tmp_path / "items.jsonl"), template="none", max_length=64)
+    return TaskConfig("conflict", "knowledge_conflict", data, max_new_tokens=1, **changes)
+
+
+def test_the_task_on_a_model_that_knows(base, items, tmp_path):
+    subject, params = base
+    config = task(tmp_path, items)
+    result = registry.prepare(config, subject).measure(params, None)
+    figures = result.figures
+    assert figures["recalled"] == 1.0 and figures["questions"] == len(items) and figures["unknown"] == 0
+    assert figures["counterfactual"] + figures["parametric"] <= 1
+    said = [record["answer"] for record in result.records]
+    assert figures["counterfactual"] == np.mean([said[i] == items[i]["answer"] for i in range(len(items))])
+    assert figures["parametric"] == np.mean([said[i] == items[i]["memory_answer"] for i in range(len(items))])
+    # an answer is one token, and the likeliest is what the model writes
+    for item, record in zip(items, result.records):
+        if record["answer"] in (item["answer"], item["memory_answer"]):
+            assert (record["score"] > 0) == record["correct"]
+    halves = [figures["by_task_type"][name]["counterfactual"] for name in ("0", "1")]
+    sizes = [figures["by_task_type"][name]["questions"] for name in ("0", "1")]
+    assert np.dot(halves, sizes) / sum(sizes) == pytest.approx(figures["counterfactual"])
+
+
+def test_only_what_the_base_recalls_is_asked(base, items, tmp_path):
+    subject, params = base
+    items[0]["memory_answer"] = "banan"  # not what it knows
+    config = task(tmp_path, items)
+    result = registry.prepare(config, subject).measure(params, None)
+    assert [record["recalled"] for record in result.records] == [False] + [True] * (len(items) - 1)
+    Evaluation({"tasks": {}}, result.records, {}).write(tmp_path / "base.json")
+    config.known = str(tmp_path / "base.jsonl")
+    assert len(read_known(config.known, "conflict")) == len(items) - 1
+    again = registry.prepare(config, subject).measure(params, None)
+    assert again.figures["unknown"] == 1 and again.figures["recalled"] == 1.0
+    assert [r["id"] for r in again.records] == [r["id"] for r in result.records[1:]]
+    config.known = str(tmp_path / "nowhere.jsonl")
+    with pytest.raises(UserError, match=r"config.known: no file"):
+        registry.prepare(config, subject)
+    with pytest.raises(UserError, match="has no answers of a task 'other'"):
+        read_known(tmp_path / "base.jsonl", "other")
+    (tmp_path / "none.jsonl").write_text(json.dumps(result.records[0]) + "\n")
+    config.known = str(tmp_path / "none.jsonl")
+    with pytest.raises(UserError, match="from memory"):
+        registry.prepare(config, subject)
+
+
+def test_scores_do_not_depend_on_what_stands_beside(base, items, tmp_path):
+    subject, params = base
+    whole = registry.prepare(task(tmp_path, items), subject).measure(params, None)
+    one = registry.prepare(task(tmp_path, items[3:4]), subject).measure(params, None)
+    assert one.records[0]["score"] == pytest.approx(whole.records[3]["score"], abs=1e-5)
+    assert jax.tree.leaves(params)
