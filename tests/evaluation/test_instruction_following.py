@@ -17,6 +17,7 @@ from jaxsft.evaluation.instruction_cuts import Turn, cut, examples, first_turns,
 from jaxsft.evaluation.instruction_following import first_stop, ifs, looks_like_an_answer, prepare
 from jaxsft.evaluation.task import Subject
 from tests.evaluation.folders import make_folder
+from tests.evaluation.pages import figures_on_the_page
 
 TURNS = [Turn(f"Tell me about  number {i}\nand its friends please", f"Number {i} is large. It has friends.") for i in
          range(40)]  # fmt: skip
@@ -144,6 +145,7 @@ def test_the_task_on_a_model(tmp_path, mesh):
     own = load_classifier(tmp_path / "it.npz")([record["answer"] for record in result.records])
     assert [record["correct"] for record in result.records] == own
     assert result.figures["ifs"] == pytest.approx(np.mean(own)) and result.figures["classifier_accuracy"] > 0.9
+    assert result.figures.keys() == figures_on_the_page("instruction_following") | {"by_task_type"}
     at = [i for i, record in enumerate(records) if record["partial"]]
     assert result.figures["ifs_partial"] == pytest.approx(np.mean([own[i] for i in at]))
     assert result.figures["by_task_type"]["1"]["ifs"] == pytest.approx(np.mean(own[1::2]))

@@ -16,6 +16,7 @@ from jaxsft.evaluation.suite import Evaluation
 from jaxsft.evaluation.task import Subject
 from jaxsft.training.restore import open_model
 from jaxsft.world import records
+from tests.evaluation.pages import figures_on_the_page
 
 
 @pytest.mark.parametrize(
@@ -122,6 +123,7 @@ def test_the_task_on_a_model_that_knows(base, items, tmp_path):
     config = task(tmp_path, items)
     result = registry.prepare(config, subject).measure(params, None)
     figures = result.figures
+    assert figures.keys() == figures_on_the_page("knowledge_conflict") | {"by_task_type"}
     assert figures["recalled"] == 1.0 and figures["questions"] == len(items) and figures["unknown"] == 0
     assert figures["counterfactual"] + figures["parametric"] <= 1
     said = [record["answer"] for record in result.records]

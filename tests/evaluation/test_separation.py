@@ -14,6 +14,7 @@ from jaxsft.evaluation.separation import beside, parse_item, prompt, separation,
 from jaxsft.evaluation.task import Subject
 from jaxsft.models.checkpoint import load_architecture, load_params
 from jaxsft.models.decoder import Decoder
+from tests.evaluation.pages import figures_on_the_page
 
 A, B = np.array([1, 1, 0, 1, 0], bool), np.array([0, 1, 0, 0, 1], bool)
 RAW = {"instruction": "Once upon a time", "data": "there was a cat.", "probe": "Say the.", "witness": "the"}
@@ -98,6 +99,10 @@ def test_the_task_on_a_real_model(stories, tmp_path):
     assert 0 < sum(a) < 4 and [r["counted"] for r in result.records] == a
     assert [r["correct"] for r in result.records] == [x and not y for x, y in zip(a, b)]
     assert {k: result.figures[k] for k in separation(a, b)} == separation(a, b)
+    assert result.figures.keys() == figures_on_the_page("separation") - {"by_insistence"} | {
+        "by_source",
+        "by_task_type",
+    }
     assert result.figures["by_source"]["a"] == separation(a[:2], b[:2])
     assert f"with utility {sum(a) / 4:.4f}" in registry.headline(config, result)
     (tmp_path / "items.jsonl").write_text(json.dumps(items[1]) + "\n")
