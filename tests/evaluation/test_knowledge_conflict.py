@@ -10,7 +10,7 @@ import pytest
 from jaxsft.config import DataConfig, ModelConfig, TaskConfig
 from jaxsft.errors import UserError
 from jaxsft.evaluation import registry
-from jaxsft.evaluation.answers import first_hit, normalise
+from jaxsft.evaluation.first_hit import first_hit, normalise
 from jaxsft.evaluation.knowledge_conflict import parse_item, preferences, rates, read_known
 from jaxsft.evaluation.suite import Evaluation
 from jaxsft.evaluation.task import Subject
