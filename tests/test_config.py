@@ -25,6 +25,7 @@ from jaxsft.config import (
     EvalConfig,
     EvaluateConfig,
     ForgettingConfig,
+    FormatConfig,
     LeakConfig,
     LoRAConfig,
     LoRAMoEConfig,
@@ -64,6 +65,7 @@ from jaxsft.data.types import type_ids
 from jaxsft.dispersal import run as dispersal
 from jaxsft.errors import UserError
 from jaxsft.evaluation import separation
+from jaxsft.evaluation.formats import Format
 from jaxsft.evaluation.multiple_choice import Question, choose
 from jaxsft.evaluation.registry import FIGURES, HEADLINES
 from jaxsft.merging.plan import make_plan
@@ -369,6 +371,11 @@ def _vocabulary(choice, tmp_path):
     return "aligned"
 
 
+def _formatted(choice, _):
+    form = Format(FormatConfig(choice, pattern="a" if choice == "regex" else ""))
+    return [form.fits(text) for text in ("a", "{'a': 1}", '{"a": true}')]
+
+
 def _leaking(choice, _):
     """What is left of two records of which one leaks, or that they are refused."""
     rows = [Row(i, Conversation([Message("user", text)]), "here", "here") for i, text in enumerate("ab")]
@@ -520,6 +527,7 @@ READERS = {
     "rescale": (lambda choice, _: [_merge_trees(m, rescale=choice) for m in ("ties", "dare_linear")].__repr__(), None),
     "vocabulary": (_vocabulary, None),
     "SearchConfig.kind": (_tried, None),
+    "FormatConfig.kind": (_formatted, None),
     "LeakConfig.on_leak": (_leaking, None),
     "TokensConfig.init": (_tokens_init, None),
     "StageConfig.kind": (lambda choice, _: stages.KINDS[choice].config.__name__, None),

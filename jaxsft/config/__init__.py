@@ -7,7 +7,7 @@ their meaning (`max_length`, `packing`, `learning_rate`).
 from jaxsft.config.adapter import AdapterConfig, LoRAConfig, LoRAMoEConfig, RowsConfig, SpIELConfig, SPPConfig
 from jaxsft.config.compression import CompressConfig
 from jaxsft.config.data import ClassesConfig, DataConfig, DCoTConfig, MixtureConfig, SourceConfig, TypesConfig
-from jaxsft.config.evaluation import EvalConfig, EvaluateConfig, ForgettingConfig, SuiteConfig, TaskConfig
+from jaxsft.config.evaluation import EvalConfig, EvaluateConfig, ForgettingConfig, FormatConfig, SuiteConfig, TaskConfig
 from jaxsft.config.jobs import DisperseConfig, RecipeConfig, ScoreConfig, StageConfig
 from jaxsft.config.merging import MergeConfig, MergeRule, SearchConfig
 from jaxsft.config.mixing import LeakConfig, MixConfig, RewordConfig
@@ -30,6 +30,7 @@ __all__ = [
     "EvalConfig",
     "EvaluateConfig",
     "ForgettingConfig",
+    "FormatConfig",
     "LeakConfig",
     "LoRAConfig",
     "LoRAMoEConfig",

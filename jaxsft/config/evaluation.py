@@ -7,6 +7,27 @@ from jaxsft.config.model import MeshConfig, ModelConfig
 
 
 @dataclasses.dataclass
+class FormatConfig:
+    """The form that answers are to have, for the task "format" (see `jaxsft.evaluation.format_following`).
+
+    Attributes:
+      kind: "dict" (a Python dict), "json" (a JSON object) or "regex".
+      keys: exactly those that a dict or an object has; () is any.
+      values: key -> regular expression that fits all of its value as text.
+      pattern: regular expression that fits all of an answer.
+      token: whose embedding is compared with that of its description and with the mean of all; "" is none.
+      description: what the token stands for, in words.
+    """
+
+    kind: str = "dict"
+    keys: tuple[str, ...] = ()
+    values: dict[str, str] = dataclasses.field(default_factory=dict)
+    pattern: str = ""
+    token: str = ""
+    description: str = ""
+
+
+@dataclasses.dataclass
 class TaskConfig:
     """One thing to measure of a model.
 
@@ -14,11 +35,12 @@ class TaskConfig:
       name: what its figures are called where several tasks are measured; each then has one of its own.
       task: "perplexity" (negative log-likelihood of conversations or text), "multiple_choice" (the likeliest of the
         given answers), "generation" (the answer that the model writes), "deviation" (how far the model moved from
-        another on the data), "routing" (which of an adapter's experts the data is routed to), "instruction_following"
-        (how often the model answers instead of continuing the prompt), "separation" (whether it keeps instruction and
-        data apart) or "knowledge_conflict" (whether it believes a context that contradicts what it knows).
+        another on the data), "routing" (which of an adapter's experts the data is routed to), "format" (whether answers
+        have the form that is asked for), "instruction_following" (how often the model answers instead of continuing the
+        prompt), "separation" (whether it keeps instruction and data apart) or "knowledge_conflict" (whether it believes
+        a context that contradicts what it knows).
       data: the rows to score; packed or not, the figures do not change. `template` "auto" is the run's own.
-      batch_size: rows of a batch; for "generation": prompts answered at once.
+      batch_size: rows of a batch; for "generation" and "format": prompts answered at once.
       normalize: for "multiple_choice": divide an answer's log-likelihood by its "tokens", "bytes" or "none".
       max_new_tokens: where an answer that the model writes ends at the latest; 0 is, for "generation", as many tokens
         as the longest reference and its end of turn need.
@@ -30,6 +52,7 @@ class TaskConfig:
         count that it answers from memory; "" is all.
       chains: for "generation": ask for so many chains of thought and judge the answer behind them alone (see
         `jaxsft.data.dcot`); 0 asks as the records stand.
+      format: for "format": the form.
     """
 
     name: str = ""
@@ -42,6 +65,7 @@ class TaskConfig:
     classifier: str = ""
     known: str = ""
     chains: int = 0
+    format: FormatConfig = dataclasses.field(default_factory=FormatConfig)
 
 
 @dataclasses.dataclass

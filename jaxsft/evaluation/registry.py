@@ -9,6 +9,7 @@ from jaxsft.config import DataConfig, TaskConfig
 from jaxsft.errors import UserError
 from jaxsft.evaluation import (
     deviation,
+    format_following,
     generation,
     instruction_following,
     knowledge_conflict,
@@ -25,6 +26,7 @@ HEADLINES = {
     "multiple_choice": "accuracy {accuracy:.4f} +- {standard_error:.4f} (chance {chance:.4f}) on {questions} questions",
     "generation": "exact_match {exact_match:.4f} +- {standard_error:.4f} on {questions} questions",
     "deviation": "deviation {deviation:.5f}, kl_per_token {kl_per_token:.5f} over {tokens} tokens, {examples} examples",
+    "format": "format_accuracy {format_accuracy:.4f} +- {standard_error:.4f} on {questions} prompts",
     "routing": "cv {cv:.4f} over {tokens} tokens, {examples} examples",
     "instruction_following": "ifs {ifs:.4f} (partial {ifs_partial:.4f}, full {ifs_full:.4f}) on {questions} prompts",
     "separation": "separation {separation:.4f} with utility {utility:.4f}, probe executed in data {probe_in_data:.4f}, "
@@ -37,6 +39,7 @@ FIGURES = {  # the one that stands for a task
     "multiple_choice": "accuracy",
     "generation": "exact_match",
     "deviation": "deviation",
+    "format": "format_accuracy",
     "routing": "cv",
     "instruction_following": "ifs",
     "separation": "separation",
@@ -46,6 +49,7 @@ PREPARE: dict[str, Callable[..., Task]] = {
     "perplexity": perplexity.prepare,
     "multiple_choice": multiple_choice.prepare,
     "generation": generation.prepare,
+    "format": format_following.prepare,
     "routing": routing.prepare,
     "instruction_following": instruction_following.prepare,
     "separation": separation.prepare,
