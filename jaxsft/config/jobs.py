@@ -18,6 +18,9 @@ class ScoreConfig:
       data: the examples; without path and sources those that the run was trained on.
       grouping: the `DataConfig.grouping` under which the scores are to be used, which decides how long an example is.
       batch_size: rows of a batch.
+      context: the field of the records that holds the context of a question, such as "input"; where it is named, not
+        confidence is measured but how much each answer needs its context (see `jaxsft.scoring.context`). Every record
+        has the field, be it empty.
     """
 
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -25,6 +28,7 @@ class ScoreConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
     grouping: str = "example"
     batch_size: int = 16
+    context: str = ""
 
 
 @dataclasses.dataclass

@@ -6,8 +6,8 @@ on rising, to fall back on its memory.
 
     counterfactual = share of answers to (c, q) that give a_c,   parametric = share that give a_m
 
-An answer gives at most one of them, that which occurs first (`jaxsft.evaluation.first_hit`), so both add up to 1 at most.
-Nothing need be written for the score, in nats:
+An answer gives at most one of them, that which occurs first (`jaxsft.evaluation.first_hit`), so both add up to 1 at
+most. Nothing need be written for the score, in nats:
 
     score = log p(a_c | c, q) / |a_c| - log p(a_m | c, q) / |a_m|,   |a| tokens; prefers_context = share above 0
 

@@ -31,6 +31,7 @@ from jaxsft.mixing.mix import mix
 from jaxsft.mixing.reword import reword
 from jaxsft.models.checkpoint import fingerprint
 from jaxsft.scoring.confidence import score_confidence
+from jaxsft.scoring.context import score_context
 from jaxsft.synthesis.run import RECORDS, synthesize
 from jaxsft.tokens.add import add_or_find
 from jaxsft.training.runs import weights_fingerprint
@@ -55,7 +56,8 @@ class Kind(NamedTuple):
 
 
 def _score(config: ScoreConfig, folder: epath.Path) -> str:
-    return score_confidence(config, folder / SCORES)
+    score = score_context if config.context else score_confidence
+    return score(config, folder / SCORES)
 
 
 def _evaluate(config: SuiteConfig, folder: epath.Path) -> str:

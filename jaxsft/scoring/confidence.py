@@ -58,15 +58,15 @@ def score_confidence(config: ScoreConfig, path: epath.PathLike) -> str:
     """
     path, model, mesh = epath.Path(path), config.model.path, make_mesh(config.mesh)
     steps: list[int | None] = list(snapshots(model)) if is_workdir(model) else [None]
-    dataset, loader = _examples(config, mesh)
-    key = _key(config, dataset, mesh) | {"models": [_fingerprint(model, step) for step in steps]}
+    dataset, loader = read_examples(config, mesh)
+    key = table_key(config, dataset, mesh) | {"models": [model_fingerprint(model, step) for step in steps]}
     if not path.exists():
         nll = {}
         for i, step in enumerate(steps):
             name = _name(step)
             if jax.process_index() == 0:
                 print(f"{i + 1}/{len(steps)}: {model}{'' if step is None else f' at step {step}'}", flush=True)
-            nll[name] = _summed_nll(config, dataset, loader, mesh, path.parent / f"{name}.parquet", step)
+            nll[name] = summed_nll(config, dataset, loader, mesh, path.parent / f"{name}.parquet", step)
         scores = {"confidence": confidence(np.stack(list(nll.values())), dataset.supervised).astype(np.float32), **nll}
         if jax.process_index() == 0:
             write_scores(path, key, np.arange(len(dataset)), scores)
@@ -78,7 +78,7 @@ def score_confidence(config: ScoreConfig, path: epath.PathLike) -> str:
     )
 
 
-def _examples(config: ScoreConfig, mesh: Mesh) -> tuple[Dataset, Loader]:
+def read_examples(config: ScoreConfig, mesh: Mesh) -> tuple[Dataset, Loader]:
     """The examples of a run or of `config.data`, as scores are made of them."""
     model, data = config.model.path, config.data
     tokenizer = resolve(tokenizer_source(model))
@@ -92,11 +92,11 @@ def _examples(config: ScoreConfig, mesh: Mesh) -> tuple[Dataset, Loader]:
     return dataset, Loader(dataset, dataset.config, rows, 0, *process_share(mesh, jax.process_index()))
 
 
-def _summed_nll(
+def summed_nll(
     config: ScoreConfig, dataset: Dataset, loader: Loader, mesh: Mesh, path: epath.Path, step: int | None
 ) -> np.ndarray:
     """float32 [examples], of one checkpoint; kept, so that a broken-off stage loads no model for it again."""
-    key = _key(config, dataset, mesh) | {"model": _fingerprint(config.model.path, step)}
+    key = table_key(config, dataset, mesh) | {"model": model_fingerprint(config.model.path, step)}
     if path.exists():
         return -read_scores(path, key)[1]["log_prob"]
     opened = open_model(config.model.path, config.model, mesh, step)
@@ -105,7 +105,7 @@ def _summed_nll(
     return -score_log_probs(opened.decoder, weights, dataset, loader, mesh, path, key)
 
 
-def _key(config: ScoreConfig, dataset: Dataset, mesh: Mesh) -> dict[str, Any]:
+def table_key(config: ScoreConfig, dataset: Dataset, mesh: Mesh) -> dict[str, Any]:
     """What decides the numbers besides the models: nothing else records it before the stage is done."""
     dtype, param_dtype = (str(dtype) for dtype in dtypes(config.model, mesh))
     stored = [config.model.quantization, config.model.double_quantization]
@@ -113,7 +113,8 @@ def _key(config: ScoreConfig, dataset: Dataset, mesh: Mesh) -> dict[str, Any]:
     return known | ({"quantization": stored} if config.model.quantization != "none" else {})
 
 
-def _fingerprint(model: str, step: int | None) -> str:
+def model_fingerprint(model: str, step: int | None) -> str:
+    """Of a model folder, or of the checkpoint of a step in a workdir."""
     return fingerprint(resolve(model)) if step is None else weights_fingerprint(model, step)
 
 
