@@ -65,6 +65,7 @@ CHOICES = {
         "perplexity",
         "multiple_choice",
         "generation",
+        "ifeval",
         "deviation",
         "routing",
         "format",

@@ -34,9 +34,10 @@ class TaskConfig:
     Attributes:
       name: what its figures are called where several tasks are measured; each then has one of its own.
       task: "perplexity" (negative log-likelihood of conversations or text), "multiple_choice" (the likeliest of the
-        given answers), "generation" (the answer that the model writes), "deviation" (how far the model moved from
-        another on the data), "routing" (which of an adapter's experts the data is routed to), "format" (whether answers
-        have the form that is asked for), "instruction_following" (how often the model answers instead of continuing the
+        given answers), "generation" (the answer that the model writes), "ifeval" (whether it follows instructions that
+        a program can verify), "deviation" (how far the model moved from another on the data), "routing" (which of an
+        adapter's experts the data is routed to), "format" (whether answers have the form that is asked for),
+        "instruction_following" (how often the model answers instead of continuing the
         prompt), "separation" (whether it keeps instruction and data apart) or "knowledge_conflict" (whether it believes
         a context that contradicts what it knows).
       data: the rows to score; packed or not, the figures do not change. `template` "auto" is the run's own.

@@ -14,7 +14,7 @@ from jaxsft.evaluation.task import Subject
 
 
 class Written(NamedTuple):
-    """An answer's text without surrounding blanks, and whether it met an end of turn."""
+    """An answer's text, and whether it met an end of turn."""
 
     text: str
     ended: bool
@@ -61,11 +61,11 @@ class Writer:
         sampling = Sampling(max_new_tokens=config.max_new_tokens, stop_ids=prompter.stop_ids)
         self._sampler = Sampler(subject.decoder, sampling, subject.mesh, batch_size=config.batch_size)
 
-    def write(self, params: Any, adapters: Any) -> list[Written]:
-        """An answer to every prompt."""
+    def write(self, params: Any, adapters: Any, strip: bool = True) -> list[Written]:
+        """An answer to every prompt; with `strip` without surrounding blanks."""
         sampled = self._sampler.generate(params, self._prompts, adapters=adapters)
         read = [self._prompter.read(prompt, one.tokens) for prompt, one in zip(self._prompts, sampled)]
-        return [Written(text.strip(), ended) for text, ended in read]
+        return [Written(text.strip() if strip else text, ended) for text, ended in read]
 
 
 def chosen_prompter(config: TaskConfig, subject: Subject) -> Prompter:
