@@ -1,9 +1,10 @@
 """Batched generation: prompts enter slots, a compiled loop decodes all slots, those that are done are filled again.
 
-Two programs run: one prefill for each length bucket of prompts, and one decoding loop, which returns as soon as enough
-slots are free for the next prefill (with no prompt waiting: all of them). What a prompt is continued with depends on
-the seed and its id: its random numbers come from its own key, and padding is never attended to. Other rows, the number
-of slots and the mesh change only the order in which floating-point numbers are summed.
+One program reads prompts, compiled for each bucket of their lengths. Another decodes all slots, compiled for each half,
+quarter and so on of the cache that a step reads; it returns as soon as enough slots are free for the next prompts, with
+none waiting: all of them. What a prompt is continued with depends on the seed and its id: its random numbers come from
+its own key, and padding is never attended to. Other rows, the number of slots and the mesh change only the order in
+which floating-point numbers are summed.
 
 With several processes all pass the same prompts and get all answers.
 """
@@ -28,6 +29,7 @@ from jaxsft.sharding import constrain, data_shards
 
 SMALLEST_BUCKET = 32  # tokens of a prompt
 SMALLEST_ROOM = 8  # tokens of a continuation
+SMALLEST_REACH = 64  # slots of the cache that a step reads
 PREFILLS = 4  # a prefill has a quarter of the slots, so that a few free ones need not wait for all
 LOOK = 16  # tokens between two looks for stop strings
 
@@ -144,7 +146,8 @@ class _Run:
         self.rows, self.context = whole(rows), decoder.arch.max_positions
         self.arriving = min(whole(-(-rows // PREFILLS)), self.rows)
         room = bucket(sampling.max_new_tokens, SMALLEST_ROOM, self.context)
-        length = min(bucket(longest, SMALLEST_BUCKET, self.context) + room, self.context)
+        self.length = min(bucket(longest, SMALLEST_BUCKET, self.context) + room, self.context)
+        self.written = np.zeros(self.rows, int)  # tokens of each row so far
         # Two runs that differ in nothing else share their programs.
         static = dataclasses.replace(sampling, max_new_tokens=room, stop_strings=(), seed=0)
         # On the host, so that several processes pass the same numbers to a program that spans them.
@@ -152,7 +155,7 @@ class _Run:
         self.call = {"decoder": decoder, "sampling": static}
         self.arrays = params, adapters, sampler._processor, key
         vocab = decoder.arch.vocab_size if sampling.repetition_penalty != 1 else 0
-        self.slots = _empty(decoder, self.rows, length, room, vocab)
+        self.slots = _empty(decoder, self.rows, self.length, room, vocab)
 
     def decode(self, waiting: deque, answers: list[Sampled | None]) -> None:
         """Continues all of (place, prompt, id) in `waiting`, and puts the answers to their places."""
@@ -164,18 +167,21 @@ class _Run:
                 self._admit([waiting.popleft() for _ in range(min(self.arriving, len(waiting)))], free, inside)
             occupied = np.array([prompt is not None for prompt in inside])
             wanted = min(self.arriving, len(waiting)) if waiting else self.rows
-            self.slots, report = _advance(self.slots, *self.arrays, occupied, wanted, look, **self.call)
+            reach = halved(self.length, max(int(self.written.max()) + LOOK, SMALLEST_REACH))
+            self.slots, report = _advance(self.slots, *self.arrays, occupied, wanted, look, reach=reach, **self.call)
             stopped, count, tokens, logps = (np.asarray(x) for x in report)
             for row, prompt in enumerate(inside):
                 if prompt is None:
                     continue
                 place, ids, _ = prompt
                 new = tokens[row, : count[row]].tolist()
+                self.written[row] = len(ids) + len(new)
                 end = self._end_of_string(ids, new)
                 if end is None and stopped[row] == state.RUNNING:
                     continue
                 end, why = (len(new), self._why(stopped[row], ids)) if end is None else (end, "string")
-                answers[place], inside[row] = Sampled(new[:end], logps[row, :end].tolist(), why), None
+                answers[place] = Sampled(new[:end], logps[row, :end].tolist(), why)
+                inside[row], self.written[row] = None, 0
 
     def _admit(self, arriving: list[tuple], free: list[int], inside: list[tuple | None]) -> None:
         """Takes prompts into the first free slots."""
@@ -186,7 +192,7 @@ class _Run:
         for n, (place, prompt, name) in enumerate(arriving):
             tokens[n, : len(prompt)], lengths[n], at[n] = prompt, len(prompt), free.pop(0)
             ids[n], limits[n] = name, min(limit, self.context - len(prompt))
-            inside[at[n]] = (place, prompt, name)
+            inside[at[n]], self.written[at[n]] = (place, prompt, name), len(prompt) + 1
         arrivals = Arrivals(tokens, lengths.astype(np.int32), at, ids.astype(np.uint32), limits.astype(np.int32))
         self.slots = _admit(self.slots, *self.arrays, arrivals, **self.call)
 
@@ -242,7 +248,7 @@ def _admit(
     return state.write(slots, entered, spread(token), spread(logp), sampling.stop_ids).pinned()
 
 
-@functools.partial(jax.jit, static_argnames=("decoder", "sampling"), donate_argnames="slots")
+@functools.partial(jax.jit, static_argnames=("decoder", "sampling", "reach"), donate_argnames="slots")
 def _advance(
     slots: Slots,
     params: Any,
@@ -255,8 +261,11 @@ def _advance(
     *,
     decoder: Any,
     sampling: Sampling,
+    reach: int,
 ) -> tuple[Slots, tuple[jax.Array, ...]]:
-    """Decodes until `wanted` slots are free, or for so many steps; slots that are not `occupied` are emptied first.
+    """Decodes until `wanted` slots are free, for so many steps, or until a row has more tokens than a step reads.
+
+    Slots that are not `occupied` are emptied first.
 
     Returns:
       the slots, and (stopped, count, tokens, logps), whole on every device, so that every process can read them.
@@ -266,8 +275,9 @@ def _advance(
 
     def going(carry: tuple[jax.Array, Slots]) -> jax.Array:
         done, slots = carry
-        free = jnp.sum(slots.stopped != state.RUNNING)
-        return (done < steps) & (free < wanted)
+        running = slots.stopped == state.RUNNING
+        within = jnp.all(~running | (slots.position < reach))
+        return (done < steps) & (jnp.sum(~running) < wanted) & within
 
     def one(carry: tuple[jax.Array, Slots]) -> tuple[jax.Array, Slots]:
         done, slots = carry
@@ -279,6 +289,7 @@ def _advance(
             running.astype(jnp.int32)[:, None],
             adapters=adapters,
             cache=slots.cache,
+            reach=reach,
         )
         step = Step(output.hidden[:, 0], slots.ids, slots.count, slots.token)
         token, logp = _draw(step, slots.seen, head, processor, key, decoder, sampling)
@@ -322,6 +333,13 @@ def groups(lengths: Sequence[int], rows: int, context: int) -> list[list[int]]:
         else:
             found.append([i])
     return found
+
+
+def halved(length: int, needed: int) -> int:
+    """`length`, halved as often as `needed` still fits."""
+    while length // 2 >= needed:
+        length //= 2
+    return length
 
 
 def bucket(size: int, smallest: int, largest: int) -> int:

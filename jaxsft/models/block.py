@@ -35,7 +35,8 @@ class Rows(NamedTuple):
       segment_ids: int32 [B, T].
       positions: int32 [B, T].
       rotary: cosines and sines [B, T, 1, head_dim / 2] of every kind of rotary frequencies in the model.
-      cached: int32 [B, S], segment ids of the cache's slots, or None without a cache.
+      cached: int32 [B, S], segment ids of the cache's slots that are read, or None without a cache. The cache may have
+        more: what lies behind is written but not seen.
     """
 
     segment_ids: jax.Array
@@ -45,9 +46,9 @@ class Rows(NamedTuple):
 
 
 class Cache(NamedTuple):
-    """Keys and values [layers, B, kv_heads, head_dim, S] of all layers at one position of a stack's unit.
+    """Keys and values [layers, B, kv_heads, S, head_dim] of all layers at one position of a stack's unit.
 
-    The slots are the minor axis, as the products with one query read them: others are copied at every step on CPU.
+    Heads stand before slots, as the products of attention read them: nothing is transposed at every step.
     """
 
     k: jax.Array
@@ -56,16 +57,16 @@ class Cache(NamedTuple):
     @classmethod
     def empty(cls, layers: int, batch: int, length: int, arch: Architecture, dtype: Any) -> "Cache":
         """Zeros, of `length` slots."""
-        zeros = lambda: jnp.zeros((layers, batch, arch.num_kv_heads, arch.head_dim, length), dtype)
+        zeros = lambda: jnp.zeros((layers, batch, arch.num_kv_heads, length, arch.head_dim), dtype)
         return cls(zeros(), zeros()).pinned()  # two buffers, so that both can be donated
 
     def pinned(self) -> "Cache":
         """With rows and heads split over the mesh."""
-        return Cache(*(constrain(x, "layers", "batch", "kv_heads", "head_dim", "length") for x in self))
+        return Cache(*(constrain(x, "layers", "batch", "kv_heads", "length", "head_dim") for x in self))
 
     def enter(self, at: jax.Array, new: "Cache") -> "Cache":
         """With `new`, as long or shorter, in place of the rows `at` [rows of `new`]; those past the end are dropped."""
-        put = lambda old, new: old.at[:, at, :, :, : new.shape[-1]].set(new.astype(old.dtype), mode="drop")
+        put = lambda old, new: old.at[:, at, :, : new.shape[3]].set(new.astype(old.dtype), mode="drop")
         return Cache(put(self.k, new.k), put(self.v, new.v))
 
 
@@ -135,7 +136,7 @@ class Attention(nnx.Module):
         keys = {}
         if cache is not None:
             cache = append(cache, k, v, rows, row)
-            k, v = (x[row].astype(q.dtype).transpose(0, 3, 1, 2) for x in cache)
+            k, v = (x[row, :, :, : rows.cached.shape[1]].astype(q.dtype).swapaxes(1, 2) for x in cache)
             slots = jnp.broadcast_to(jnp.arange(k.shape[1], dtype=jnp.int32), k.shape[:2])
             keys = {"kv_segment_ids": rows.cached, "kv_positions": slots}
         mixed = attention(
@@ -248,8 +249,8 @@ def rotate(x: jax.Array, tables: tuple[jax.Array, jax.Array]) -> jax.Array:
 def append(cache: Cache, k: jax.Array, v: jax.Array, rows: Rows, row: jax.Array) -> Cache:
     """Writes new keys and values [B, T, ...] of one layer to the slots that their positions name, padding to none."""
     batch = jnp.arange(k.shape[0])[:, None]
-    slots = cache_slots(rows.segment_ids, rows.positions, cache.k.shape[-1])
-    write = lambda old, new: old.at[row, batch, :, :, slots].set(new.astype(old.dtype), mode="drop")
+    slots = cache_slots(rows.segment_ids, rows.positions, cache.k.shape[3])
+    write = lambda old, new: old.at[row, batch, :, slots].set(new.astype(old.dtype), mode="drop")
     return Cache(write(cache.k, k), write(cache.v, v))
 
 

@@ -123,6 +123,7 @@ class Decoder:
         adapters: dict[str, Any] | None = None,
         ctx: Context = Context(),  # noqa: B008 (frozen)
         cache: dict[str, Any] | None = None,
+        reach: int | None = None,
         embed_noise: jax.Array | None = None,
     ) -> Output:
         """Hidden states of packed rows.
@@ -135,6 +136,7 @@ class Decoder:
           ctx: what adapters may know; its key is folded with the layer and the name of the linear map.
           cache: from `init_cache` or an earlier call. The tokens are then appended at their positions, and see those
             cached before; a row is one segment, padding may stand anywhere.
+          reach: slots of the cache that are read, which are all where every position is below it; None is all.
           embed_noise: [B, T, embed], added to the embeddings, or None.
         """
         arch, adapters, aux = self.arch, adapters or {}, {}
@@ -148,7 +150,7 @@ class Decoder:
         ropes = dict.fromkeys(kind.rope for kind in arch.layers)
         rotary = {rope: rotary_tables(rope, arch.head_dim, positions, self.dtype) for rope in ropes}
         cached = None if cache is None else _mark(cache["segment_ids"], segment_ids, positions)
-        rows = Rows(segment_ids, positions, rotary, cached)
+        rows = Rows(segment_ids, positions, rotary, cached if reach is None else cached[:, :reach])
         stacks = {}
         for s in range(len(arch.stacks)):
             held = {} if cache is None else cache["stacks"][str(s)]

@@ -32,7 +32,7 @@ class Chain:
     def __init__(self, context=64):
         self.arch = types.SimpleNamespace(max_positions=context, vocab_size=20)
 
-    def forward(self, params, tokens, positions, segment_ids, *, adapters=None, cache=None):
+    def forward(self, params, tokens, positions, segment_ids, *, adapters=None, cache=None, reach=None):
         return types.SimpleNamespace(hidden=params[tokens], cache=cache)
 
     def head_params(self, params, adapters):
@@ -227,7 +227,7 @@ def test_the_cache_is_updated_in_place(tiny):
         run.decode(deque([(0, [5, 6], 0)]), [None])
         assert cache.k.is_deleted() and cache.v.is_deleted()
     arguments = (run.slots, *run.arrays, np.ones(4, bool), 4, 8)
-    memory = _advance.lower(*arguments, **run.call).compile().memory_analysis()
+    memory = _advance.lower(*arguments, reach=run.length, **run.call).compile().memory_analysis()
     assert memory.alias_size_in_bytes >= run.slots.cache["stacks"]["0"]["0"].k.nbytes * 2
 
 
@@ -247,6 +247,17 @@ def test_log_probabilities_are_the_models_own(tiny):
         for prompt, one in zip(prompts, Sampler(decoder, sampling).generate(params, prompts)):
             assert len(one.logps) == len(one.tokens)
             np.testing.assert_allclose(one.logps, scores(decoder, params, prompt, one.tokens), atol=2e-4)
+
+
+def test_a_step_reads_all_that_a_row_has(tiny):
+    """Through three programs, of which each reads twice as much of the cache as the one before."""
+    decoder, params = Decoder(llama(max_position_embeddings=512)), tiny[1]
+    before, prompts = _advance._cache_size(), [[7], list(range(3, 20))]
+    sampler = Sampler(decoder, Sampling(temperature=1.0, max_new_tokens=256))
+    for prompt, one in zip(prompts, sampler.generate(params, prompts)):
+        assert len(one.tokens) == 256
+        np.testing.assert_allclose(one.logps, scores(decoder, params, prompt, one.tokens), atol=1e-4)
+    assert _advance._cache_size() - before == 3
 
 
 @pytest.mark.parametrize("kind", ["lora", "loramoe", "spiel"])
