@@ -11,7 +11,7 @@ class RewordConfig:
     """Records whose question is put in other words by a bank of wordings; see `jaxsft.mixing.reword`.
 
     Attributes:
-      records: what is reworded.
+      records: what is reworded; without a path that of the recipe's `train`.
       bank: a file of wordings: a JSON list of texts, or one a line. `{name}` in them stands for a group of `pattern`,
         one of `values`, another text field of the record, or, as `{prompt}`, for the whole question.
       pattern: a regular expression with named groups, which fits the whole question, such as
@@ -54,7 +54,7 @@ class MixConfig:
     """A task's records among unrelated ones, in exact numbers (DELIA, arXiv:2408.10841); see `jaxsft.mixing.mix`.
 
     Attributes:
-      task: the records of the task, each of which is there once.
+      task: the records of the task, each of which is there once; without a path those of the recipe's `train`.
       diverse: the unrelated records.
       ratio: rho, how many of them come on each record of the task; 0 is the task alone.
       repeat: the task's own records again in the place of the unrelated ones: the baseline with as many steps.

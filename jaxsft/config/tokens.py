@@ -8,7 +8,7 @@ class TokensConfig:
     """A model that gets new tokens: `scripts/add_tokens.py`, or a stage of a recipe; see `jaxsft.tokens`.
 
     Attributes:
-      model: a model folder or hub name.
+      model: a model folder or hub name; in a recipe "" is that of `train`.
       tokens: texts such as "<sep>". They are special tokens, and those alone that the texts of messages may hold.
       init: what their rows of the embedding start from: a normal draw of deviation 0.02 ("normal0.02") or 1
         ("unit_normal"), the mean of the rows that are there ("mean"), a normal draw with their mean and covariance

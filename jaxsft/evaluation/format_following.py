@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsft.config import TaskConfig
+from jaxsft.data.conversation import Message
 from jaxsft.decoding.engine import Sampler
 from jaxsft.decoding.prompts import as_json, make_prompter
 from jaxsft.decoding.sampling import Sampling
@@ -69,7 +70,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
         vocabulary=prompter.vocabulary,
     )
     sampler = Sampler(subject.decoder, sampling, subject.mesh, batch_size=config.batch_size, text=prompter.text)
-    name, asked = config.name or config.task, [as_json(row.prompt) for row in rows]
+    name, asked = config.name or config.task, [_asked(row) for row in rows]
     ids = question_ids([[question, bool(follow)] for question, follow in zip(asked, follows)])
     parts = {"by_source": [row.source for row in rows], "by_task_type": [row.conversation.task_type for row in rows]}
 
@@ -144,6 +145,13 @@ def _token(config: TaskConfig, subject: Subject) -> Any:
         return {name: float(np.linalg.norm(embedding - mean)) for name, mean in means.items()}
 
     return figures
+
+
+def _asked(row: Row) -> Any:
+    """The prompt as JSON: its text, where it is one message of the user's."""
+    prompt = row.prompt
+    one = len(prompt) == 1 and prompt[0] == Message("user", prompt[0].content)
+    return as_json(row.question if one else prompt)
 
 
 def _follows(row: Row) -> bool:

@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
-from jaxsft.config import DisperseConfig, RecipeConfig, StageConfig, SynthesisConfig
+from jaxsft.config import (
+    DisperseConfig,
+    MixConfig,
+    RecipeConfig,
+    RewordConfig,
+    SourceConfig,
+    StageConfig,
+    SynthesisConfig,
+    TokensConfig,
+)
 from jaxsft.errors import UserError
 from jaxsft.recipes.stages import KINDS
 from jaxsft.validation import did_you_mean, validate
@@ -80,8 +89,20 @@ def _config(recipe: RecipeConfig, stage: StageConfig, where: str) -> Any:
         if not (config.data.path or config.data.sources):
             config.data = copy.deepcopy(recipe.train.data)
         config.model.path = config.model.path or recipe.train.model.path
+    if isinstance(config, TokensConfig):
+        config.model = config.model or recipe.train.model.path
+    if isinstance(config, MixConfig):
+        config.task = _records(config.task, recipe)
+    if isinstance(config, RewordConfig):
+        config.records = _records(config.records, recipe)
     validate(config, f"{where}.config")
     return config
+
+
+def _records(asked: SourceConfig, recipe: RecipeConfig) -> SourceConfig:
+    """What is asked for, or without a path the one source of the shared `train`."""
+    sources = recipe.train.data.all_sources()
+    return copy.deepcopy(sources[0]) if not asked.path and len(sources) == 1 else asked
 
 
 def _set(config: Any, path: str, value: Any, where: str) -> None:

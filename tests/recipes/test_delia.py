@@ -1,0 +1,95 @@
+"""DELIA from its shipped recipe, at the size of a test: from a model without the token to what it makes of it."""
+
+import json
+import runpy
+
+import pytest
+
+from jaxsft.errors import UserError
+from jaxsft.models.checkpoint import load_architecture
+from jaxsft.recipes.run import run
+from jaxsft.world import records
+from tests.conftest import REPOSITORY
+
+RECIPE = REPOSITORY / "configs" / "recipes" / "delia.py"
+
+
+def write(path, rows):
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def task(rows):
+    return [{"prompt": f"{row['prompt']}\nfollow <sep> .", "completion": row["completion"]} for row in rows]
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    (tmp_path / "bank.txt").write_text("{context} follow {token} .\nanswer by {token} : {context}\n")
+    heldout = write(tmp_path / "heldout.jsonl", task(records.split("train")[100:104]))
+    questions = write(tmp_path / "questions.jsonl", [*records.split("general")[:30], {"prompt": "what is <sep> ?"}])
+    made = runpy.run_path(str(RECIPE))["get_config"](f"{questions},{heldout},2.5,{tmp_path / 'bank.txt'}")
+    train = made.train
+    train.model.path, train.data.path = "world:chat", write(tmp_path / "task.jsonl", task(records.split("train")[:8]))
+    train.data.max_length, train.data.cache_dir, train.batch_size = 64, str(tmp_path / "cache"), 8
+    train.optimizer.warmup_steps, train.log.tensorboard, train.model.remat = 0, False, "none"
+    made.stages[1].config.max_new_tokens, made.stages[1].config.self_sample.mode = 16, "plain"
+    for stage in made.stages:
+        if stage.kind == "evaluate":
+            stage.config.tasks[0].max_new_tokens, stage.config.tasks[0].batch_size = 8, 8
+    return made
+
+
+def test_from_a_model_to_what_it_makes_of_the_token(recipe, tmp_path):
+    work = tmp_path / "work"
+    line = run(recipe, str(work))
+    assert "8 stages; probe: probe: format_accuracy" in line
+    (token,) = load_architecture(work / "tokens").new_ids
+    own = json.loads((work / "own" / "synthesis.json").read_text())
+    assert own["dropped"]["a forbidden text in the question"] == 1 and own["config"]["model"]["path"] == "world:chat"
+    mixed = [json.loads(text) for text in (work / "mix" / "records.jsonl").read_text().splitlines()]
+    report = json.loads((work / "mix" / "mix.json").read_text())
+    assert (report["task"], report["wanted"], report["diverse"]) == (8, 20, min(20, report["cache"]))
+    assert len(mixed) == 8 + report["diverse"]
+    for record in mixed:
+        question, answer = (message["content"] for message in record["messages"])
+        assert ("<sep>" in question) == (record["mixed"] == "task") and "<sep>" not in answer
+        assert record["mixed"] == "diverse" or question.startswith("answer by") or question.endswith("follow <sep> .")
+    trained = json.loads((work / "tuned" / "config.json").read_text())["config"]
+    assert trained["model"]["path"] == str(work / "tokens")
+    steps = json.loads((work / "tuned" / "summary.json").read_text())["steps"]
+    assert steps == -(-len(mixed) // 8), "one pass, a record a row"
+    figures = [
+        json.loads((work / name / "evaluation.json").read_text())["tasks"]["probe"] for name in ("before", "probe")
+    ]
+    measured = {"followed", "avoided", "to_mean", "to_description"}
+    assert all(one["questions"] == 8 and measured <= one.keys() for one in figures)
+    assert figures[0]["to_mean"] != figures[1]["to_mean"], "the embedding has moved"
+    asked = [json.loads(text)["prompt"] for text in (work / "probe" / "evaluation.jsonl").read_text().splitlines()]
+    assert len(asked) == 8 and all("<sep>" in prompt for prompt in asked)
+    assert token == load_architecture("world:chat").vocab_size
+    assert run(recipe, str(work)) == line, "nothing is left to do"
+
+
+def test_the_settings_of_the_paper():
+    """The table of the authors' repository, as delia.md has it."""
+    made = runpy.run_path(str(RECIPE))["get_config"]()
+    lora, optimizer = made.train.adapter.lora, made.train.optimizer
+    assert (lora.rank, lora.alpha, lora.dropout) == (16, 16.0, 0.05)
+    assert lora.targets == ("layers.*.attn.*_proj", "embed")
+    assert (optimizer.learning_rate, optimizer.schedule, optimizer.warmup_steps) == (2e-4, "constant", 25)
+    assert (optimizer.weight_decay, made.train.epochs, made.train.batch_size) == (0.01, 1.0, 64)
+    own, mix = made.stages[1].config, made.stages[2].config
+    assert (own.temperature, own.top_p, own.max_new_tokens, own.self_sample.mode) == (0.7, 0.95, 512, "with_reference")
+    assert (mix.ratio, mix.seed, made.stages[0].config.seed, made.stages[0].config.init) == (
+        260.0,
+        42,
+        2024,
+        "normal0.02",
+    )
+
+
+@pytest.mark.parametrize("asked", ["a", "a,b", "a,b,many", "a,b,1,c,d"])
+def test_a_recipe_that_is_asked_for_otherwise_is_refused(asked):
+    with pytest.raises(UserError, match="write QUESTIONS,HELDOUT,RATIO"):
+        runpy.run_path(str(RECIPE))["get_config"](asked)
