@@ -154,7 +154,7 @@ def _mark(frame: Frame, row: Row, y: float, colour: Ink) -> str:
     told = difference(row.difference, kind)
     bar = ""
     if row.low is not None and row.high is not None:
-        bar = f'<path class="error" d="M{frame.x(row.low):.1f} {y:.1f}H{frame.x(row.high):.1f}"/>'
+        bar = f'<path class="span" d="M{frame.x(row.low):.1f} {y:.1f}H{frame.x(row.high):.1f}"/>'
     label = f"{row.model}: {told} [{difference(row.low, kind)}, {difference(row.high, kind)}]"
     mark = f"<title>{escape(label)}</title>{bar}{marker(colour.marker, x, y, 4.6)}"
     return f'<g class="series" style="{colour.style}">{mark}</g>' + text_at(
