@@ -42,6 +42,7 @@ from jaxsft.config import (
     ScoreConfig,
     SearchConfig,
     SelfSampleConfig,
+    ShotsConfig,
     SourceConfig,
     SpIELConfig,
     StageConfig,
@@ -64,9 +65,13 @@ from jaxsft.data.templates import load_template
 from jaxsft.data.types import type_ids
 from jaxsft.dispersal import run as dispersal
 from jaxsft.errors import UserError
-from jaxsft.evaluation import separation
+from jaxsft.evaluation import judges, separation
+from jaxsft.evaluation.answers import MATCHES
+from jaxsft.evaluation.asking import Pool, Shot
 from jaxsft.evaluation.formats import Format
-from jaxsft.evaluation.multiple_choice import Question, choose
+from jaxsft.evaluation.forms import Question
+from jaxsft.evaluation.generation import judge
+from jaxsft.evaluation.multiple_choice import choose, normalized, said
 from jaxsft.evaluation.registry import FIGURES, HEADLINES
 from jaxsft.merging.plan import make_plan
 from jaxsft.merging.trees import merge_trees
@@ -301,9 +306,25 @@ def _loss(**changes):
 
 
 def _grade(choice, tmp_path):
-    """Which of three choices wins: the likeliest, the likeliest by token, or the likeliest by byte."""
-    scores, tokens = np.array([-4.0, -3.0, -3.5]), np.array([1, 2, 9])
-    return int(choose([Question("", ["aaaa", "b", "cc"], {0}, "")], scores, tokens, choice)[0])
+    """What of five texts is the likeliest, by whatever the log-likelihoods are measured."""
+    texts, tokens = ["aaaaaaaa", "b", "cc", "ééé", "ddd"], np.array([1, 1, 9, 2, 1])
+    scores, premise = np.array([-8.0, -3.0, -9.0, -4.0, -5.0]), np.array([-1.0, -1.0, -9.0, -1.0, -9.0])
+    return int(choose(normalized(scores, tokens, texts, choice, premise), np.zeros(0, int))[0])
+
+
+def _said_of_choices(choice, tmp_path):
+    return said(Question("", ["red", "blue"], {0}, ""), TaskConfig(choices=choice))
+
+
+def _shots(choice, tmp_path):
+    """The two examples that stand before a question."""
+    pool = Pool([Shot(str(i), "", "", "") for i in range(5)], ShotsConfig(2, draw=choice))
+    return [shot.question for shot in pool.before(Shot("q", "", "", ""))]
+
+
+def _match(choice, tmp_path):
+    """What finds an answer right."""
+    return MATCHES[choice].__name__ if choice != "exact" else judge.__name__
 
 
 def _l1_on(choice, tmp_path):
@@ -539,7 +560,11 @@ READERS = {
     "schedule": (_schedule, None),
     "task": (lambda choice, _: HEADLINES[choice], None),
     "instruction_in": (lambda choice, _: str(separation.prompt("s", "d", TaskConfig(instruction_in=choice))), None),
-    "normalize": (_grade, {"none": 1, "tokens": 2, "bytes": 0}),
+    "normalize": (_grade, {"none": 1, "tokens": 2, "characters": 0, "bytes": 3, "unconditional": 4}),
+    "choices": (_said_of_choices, {"text": ["red", "blue"], "letters": ["A", "B"]}),
+    "draw": (_shots, {"first": ["0", "1"], "random": ["2", "3"]}),
+    "match": (_match, None),
+    "judge": (lambda choice, _: judges.FORMS[choice].read.__name__, None),
     "CompressConfig.counts": (lambda choice, _: groups.choose(CompressConfig(counts=choice), (4096, 4096)), None),
     "PruneConfig.score": (_prune_score, {"wanda": [False, True], "magnitude": [True, False]}),
     "OptimizerConfig.name": (_optimizer, None),

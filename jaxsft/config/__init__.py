@@ -7,7 +7,17 @@ their meaning (`max_length`, `packing`, `learning_rate`).
 from jaxsft.config.adapter import AdapterConfig, LoRAConfig, LoRAMoEConfig, RowsConfig, SpIELConfig, SPPConfig
 from jaxsft.config.compression import CompressConfig
 from jaxsft.config.data import ClassesConfig, DataConfig, DCoTConfig, MixtureConfig, SourceConfig, TypesConfig
-from jaxsft.config.evaluation import EvalConfig, EvaluateConfig, ForgettingConfig, FormatConfig, SuiteConfig, TaskConfig
+from jaxsft.config.evaluation import (
+    AnswerConfig,
+    EvalConfig,
+    EvaluateConfig,
+    ForgettingConfig,
+    FormatConfig,
+    PromptConfig,
+    ShotsConfig,
+    SuiteConfig,
+    TaskConfig,
+)
 from jaxsft.config.jobs import DisperseConfig, RecipeConfig, ScoreConfig, StageConfig
 from jaxsft.config.merging import MergeConfig, MergeRule, SearchConfig
 from jaxsft.config.mixing import LeakConfig, MixConfig, RewordConfig
@@ -20,6 +30,7 @@ from jaxsft.config.training import CheckpointConfig, LogConfig, OptimizerConfig,
 
 __all__ = [
     "AdapterConfig",
+    "AnswerConfig",
     "CheckpointConfig",
     "ClassesConfig",
     "CompressConfig",
@@ -44,6 +55,7 @@ __all__ = [
     "NewModelConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "PromptConfig",
     "PruneConfig",
     "RecipeConfig",
     "ReferenceConfig",
@@ -56,6 +68,7 @@ __all__ = [
     "SearchConfig",
     "SelfPlayConfig",
     "SelfSampleConfig",
+    "ShotsConfig",
     "SourceConfig",
     "SpIELConfig",
     "StageConfig",

@@ -28,21 +28,87 @@ class FormatConfig:
 
 
 @dataclasses.dataclass
+class ShotsConfig:
+    """Worked examples that stand before a question.
+
+    Attributes:
+      count: how many; 0 asks without.
+      path: the file that they are from, see `DataConfig.path`; "" is the questions' own. No question is its own
+        example.
+      rows: see `SourceConfig.rows`.
+      fields: see `SourceConfig.fields`.
+      draw: "first" takes those that stand first, "random" draws them for each question, by its text and `seed`.
+      seed: of the draws.
+      same_source: only examples of the question's own source, such as its subject.
+      turns: in a chat template: each example is a turn of the user and one of the assistant. Otherwise all are text in
+        the user's turn, as they are text without a template.
+      separator: what stands between examples that are text.
+    """
+
+    count: int = 0
+    path: str = ""
+    rows: str = ""
+    fields: dict[str, str] = dataclasses.field(default_factory=dict)
+    draw: str = "first"
+    seed: int = 0
+    same_source: bool = False
+    turns: bool = True
+    separator: str = "\n\n"
+
+
+@dataclasses.dataclass
+class PromptConfig:
+    """What a model is asked, in a chat template (`DataConfig.template`) or, with the template "none", as plain text.
+
+    Attributes:
+      question: what a record's question becomes. "{question}" stands for it, "{choices}" for its choices, one a line
+        behind "A. " and so on, "{subject}" for its source, with blanks for underscores.
+      preamble: what stands before all examples, at the beginning of the text or of the user's first turn; "{subject}"
+        likewise.
+      shots: worked examples.
+    """
+
+    question: str = "{question}"
+    preamble: str = ""
+    shots: ShotsConfig = dataclasses.field(default_factory=ShotsConfig)
+
+
+@dataclasses.dataclass
+class AnswerConfig:
+    """How a written answer is compared with the reference; see `jaxsft.evaluation.answers`.
+
+    Attributes:
+      match: "exact" (the whole answer), "alias" (any of several references, without case, articles and punctuation),
+        "number" (GSM8K), "stated" (behind "the answer is"), "boxed" (as MATH marks it), "pattern" (what `pattern`
+        finds), "label" (one of the references of all questions) or "translation" (BLEU and chrF).
+      pattern: for "pattern": a regular expression; its first group, or all that it finds first, is the answer.
+      separator: what stands between references that are one text, as in some files of TriviaQA; "" is one reference.
+      stop: texts that end an answer.
+    """
+
+    match: str = "exact"
+    pattern: str = ""
+    separator: str = ""
+    stop: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass
 class TaskConfig:
     """One thing to measure of a model.
 
     Attributes:
       name: what its figures are called where several tasks are measured; each then has one of its own.
       task: "perplexity" (negative log-likelihood of conversations or text), "multiple_choice" (the likeliest of the
-        given answers), "generation" (the answer that the model writes), "ifeval" (whether it follows instructions that
-        a program can verify), "deviation" (how far the model moved from another on the data), "routing" (which of an
-        adapter's experts the data is routed to), "format" (whether answers have the form that is asked for),
-        "instruction_following" (how often the model answers instead of continuing the
+        given answers), "generation" (the answer that the model writes), "answers" (answers for a judge outside),
+        "ifeval" (whether it follows instructions that a program can verify), "deviation" (how far the model moved from
+        another on the data), "routing" (which of an adapter's experts the data is routed to), "format" (whether answers
+        have the form that is asked for), "instruction_following" (how often the model answers instead of continuing the
         prompt), "separation" (whether it keeps instruction and data apart) or "knowledge_conflict" (whether it believes
         a context that contradicts what it knows).
       data: the rows to score; packed or not, the figures do not change. `template` "auto" is the run's own.
       batch_size: rows of a batch; for "generation" and "format": prompts answered at once.
-      normalize: for "multiple_choice": divide an answer's log-likelihood by its "tokens", "bytes" or "none".
+      normalize: for "multiple_choice": divide a choice's log-likelihood by its "tokens", "characters", "bytes" or
+        "none"; or subtract what it is without the question ("unconditional").
       max_new_tokens: where an answer that the model writes ends at the latest; 0 is, for "generation", as many tokens
         as the longest reference and its end of turn need.
       instruction_in: for "separation": where the instruction stands, in the "system" turn, or with the data in the
@@ -54,6 +120,12 @@ class TaskConfig:
       chains: for "generation": ask for so many chains of thought and judge the answer behind them alone (see
         `jaxsft.data.dcot`); 0 asks as the records stand.
       format: for "format": the form.
+      prompt: how questions are put, for "multiple_choice", "generation" and "answers".
+      choices: for "multiple_choice": what is scored of a choice, its "text" or its letter ("letters").
+      premise: for the normalization "unconditional": what stands in the place of the question.
+      answer: for "generation": how an answer is judged.
+      judge: for "answers": whose format they are written in, "mt_bench" or "alpaca_eval".
+      temperatures: for "answers": category of a question -> temperature; others are answered by the likeliest tokens.
     """
 
     name: str = ""
@@ -67,6 +139,12 @@ class TaskConfig:
     known: str = ""
     chains: int = 0
     format: FormatConfig = dataclasses.field(default_factory=FormatConfig)
+    prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
+    choices: str = "text"
+    premise: str = ""
+    answer: AnswerConfig = dataclasses.field(default_factory=AnswerConfig)
+    judge: str = "mt_bench"
+    temperatures: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass

@@ -110,6 +110,10 @@ class Renderer:
             else:
                 yield self._example(next(encodings), layout, where)
 
+    def has_control(self, text: str) -> bool:
+        """Whether a content holds a control string, which `layout` has to keep ordinary text."""
+        return bool(self._control.search(text))
+
     def encode(self, layouts: Sequence[Layout]) -> list[Encoding]:
         """Ids and offsets of each layout's text, its texts each by itself where the template is by piece."""
         plain = iter(self.tokenizer.encode_batch([text for x in layouts if not x.guarded for text, _ in _texts(x)]))

@@ -1,6 +1,8 @@
-"""Where records come from: JSON, JSON Lines, Parquet, prepared TensorFlow datasets, local or in a bucket; the world."""
+"""Where records come from: JSON, JSON Lines, CSV, Parquet, prepared TensorFlow datasets, local or remote; the world."""
 
+import csv
 import glob
+import io
 import json
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -14,7 +16,8 @@ from jaxsft.validation import did_you_mean
 from jaxsft.world import PREFIX as WORLD
 from jaxsft.world import records as world
 
-SUFFIXES = (".json", ".jsonl", ".ndjson", ".parquet")
+SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
+EXAMPLES = "examples"  # holds the records of a JSON file that is one object, as those of BIG-Bench Hard are
 TFDS = "tfds:"
 
 Record = tuple[Any, str]  # a JSON value, and its place for messages
@@ -217,7 +220,9 @@ def _count(file: epath.Path) -> int:
     if file.suffix == ".parquet":
         with file.open("rb") as stream:
             return _parquet(file, stream).metadata.num_rows
-    if _is_array(file):
+    if file.suffix == ".csv":
+        return sum(1 for _ in _read_csv(file))
+    if _is_array(file) or _is_object(file):
         return len(_read_array(file))
     with file.open("rb") as stream:
         return sum(1 for line in stream if line.strip())
@@ -226,7 +231,9 @@ def _count(file: epath.Path) -> int:
 def _read(file: epath.Path) -> Iterator[Record]:
     if file.suffix == ".parquet":
         return _read_parquet(file)
-    if _is_array(file):
+    if file.suffix == ".csv":
+        return _read_csv(file)
+    if _is_array(file) or _is_object(file):
         return ((record, f"{file}, record {i + 1}") for i, record in enumerate(_read_array(file)))
     return _read_lines(file)
 
@@ -240,9 +247,28 @@ def _is_array(file: epath.Path) -> bool:
     return False
 
 
+def _is_object(file: epath.Path) -> bool:
+    """Whether a JSON file is one object that holds `EXAMPLES`; else it has one record a line."""
+    if file.suffix != ".json":
+        return False
+    text = file.read_bytes().lstrip(b"\xef\xbb\xbf \t\r\n")
+    for part in (text.partition(b"\n")[0], text):
+        try:
+            value = json.loads(part)
+        except ValueError:  # no JSON, or no text: the readers say so
+            continue
+        return isinstance(value, dict) and isinstance(value.get(EXAMPLES), list)
+    return False
+
+
 def _read_array(file: epath.Path) -> list[Any]:
+    """The records of a file that is one value; those of an object are of a source that the file is named after."""
     try:
-        return json.loads(file.read_bytes().decode("utf-8-sig"))
+        value = json.loads(file.read_bytes().decode("utf-8-sig"))
+        if isinstance(value, list):
+            return value
+        named = lambda record: {"source": file.stem} | record if isinstance(record, dict) else record
+        return [named(record) for record in value[EXAMPLES]]
     except json.JSONDecodeError as error:
         raise UserError(f"{file}, line {error.lineno}: malformed JSON ({error.msg}); mend the file.") from error
     except UnicodeDecodeError as error:
@@ -263,6 +289,26 @@ def _read_lines(file: epath.Path) -> Iterator[Record]:
                 ) from error
             except UnicodeDecodeError as error:
                 raise UserError(f"{where}: not UTF-8 text ({error.reason}); convert the file.") from error
+
+
+def _read_csv(file: epath.Path) -> Iterator[Record]:
+    """Rows as objects of texts, named by the first row."""
+    try:
+        text = file.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file} is not UTF-8 text ({error.reason} at byte {error.start}); convert it.") from error
+    rows = csv.reader(io.StringIO(text, newline=""), strict=True)
+    try:
+        names = next(rows, [])
+        for row in rows:
+            if row and len(row) != len(names):
+                raise UserError(
+                    f"{file}, line {rows.line_num}: {len(row)} fields under {len(names)} names; mend the row."
+                )
+            if row:
+                yield dict(zip(names, row)), f"{file}, line {rows.line_num}"
+    except csv.Error as error:
+        raise UserError(f"{file}, line {rows.line_num}: malformed CSV ({error}); mend the file.") from error
 
 
 def _read_parquet(file: epath.Path) -> Iterator[Record]:

@@ -154,6 +154,12 @@ class Tokenizer:
             return self.encode_guarded(text, guarded).ids
         return self.encode(text).ids
 
+    def encode_ordinary(self, texts: Sequence[str]) -> list[Encoding]:
+        """Ids and offsets of texts that hold no control tokens, whatever strings are in them."""
+        plain = iter(self.encode_batch([text for text in texts if not self._control.search(text)]))
+        guarded = lambda text: self.encode_guarded(text, [(0, len(text))])
+        return [guarded(text) if self._control.search(text) else next(plain) for text in texts]
+
     def control_strings(self, template: str) -> list[str]:
         """The added tokens that steer the model: special ones, and those that the template itself writes; no content
         tokens."""

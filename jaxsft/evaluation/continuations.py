@@ -1,8 +1,9 @@
 """Log-likelihoods of continuations, each given its context: log p(c_1 .. c_n | context) = sum_t log p(c_t | ...).
 
 Pairs that differ in nothing but the last token, as the letters of a multiple-choice question do, share one forward
-pass. Passes are packed into rows of few lengths, and the head is applied where something is scored and nowhere else:
-what leaves the devices is one log-probability and one flag for each scored token.
+pass; so do those of which one begins as the other does. Passes are packed into rows of few lengths, and the head is
+applied where something is scored and nowhere else: what leaves the devices is one log-probability and one flag for each
+scored token.
 """
 
 import dataclasses
@@ -45,37 +46,49 @@ class LogLikelihood(NamedTuple):
     greedy: bool
 
 
+class Asked(NamedTuple):
+    """A pair as a pass answers it: its index, the place that its last token follows, its tokens, and the last one."""
+
+    index: int
+    end: int
+    count: int
+    last: int
+
+
 @dataclasses.dataclass
 class Shared:
     """One forward pass and the pairs that it answers.
 
     Attributes:
       inputs: int32 [n], context and continuation without its last token, the right-most `longest` of them.
-      pairs: (index, tokens of the continuation, its last token) of each.
+      pairs: those whose own inputs these begin with.
     """
 
     inputs: np.ndarray
-    pairs: list[tuple[int, int, int]]
+    pairs: list[Asked]
 
     @functools.cached_property
-    def lasts(self) -> list[int]:
-        """The last tokens that are asked for."""
-        return list(dict.fromkeys(last for _, _, last in self.pairs))
+    def wanted(self) -> dict[tuple[int, int], int]:
+        """(place in `inputs`, token to score behind it) -> its number."""
+        distinct = sorted({target for pair in self.pairs for target in self._of(pair)})
+        return {target: number for number, target in enumerate(distinct)}
 
     @functools.cached_property
     def targets(self) -> tuple[np.ndarray, np.ndarray]:
-        """Places in `inputs`, and the token to score behind each: those that all pairs share, then the last ones."""
-        end, longest = len(self.inputs) - 1, max(count for _, count, _ in self.pairs)
-        shared = np.arange(end - longest + 1, end)
-        places = np.concatenate([shared, np.full(len(self.lasts), end)])
-        return places, np.concatenate([self.inputs[shared + 1], self.lasts])
+        """Places in `inputs`, and the token to score behind each."""
+        places, tokens = zip(*self.wanted)
+        return np.array(places), np.array(tokens)
 
     def read(self, log_probs: np.ndarray, hits: np.ndarray) -> Iterator[tuple[int, LogLikelihood]]:
         """(index, answer) of each pair, from what is known of the targets."""
-        known = len(log_probs) - len(self.lasts)
-        for index, count, last in self.pairs:
-            of_pair = [*range(known - count + 1, known), known + self.lasts.index(last)]
-            yield index, LogLikelihood(float(log_probs[of_pair].sum(dtype=np.float64)), bool(hits[of_pair].all()))
+        for pair in self.pairs:
+            own = [self.wanted[target] for target in self._of(pair)]
+            yield pair.index, LogLikelihood(float(log_probs[own].sum(dtype=np.float64)), bool(hits[own].all()))
+
+    def _of(self, pair: Asked) -> list[tuple[int, int]]:
+        """The targets of a pair."""
+        before = [(place, int(self.inputs[place + 1])) for place in range(pair.end - pair.count + 1, pair.end)]
+        return [*before, (pair.end, pair.last)]
 
 
 def score(
@@ -123,15 +136,24 @@ def score(
 
 
 def share(pairs: Sequence[Pair], longest: int) -> list[Shared]:
-    """The forward passes that answer all pairs, the longest first."""
-    passes: dict[bytes, Shared] = {}
+    """The forward passes that answer all pairs, the longest first.
+
+    A pair whose inputs another's begin with is answered by the other's pass.
+    """
+    own: dict[bytes, list[Asked]] = {}
     for index, (context, continuation) in enumerate(pairs):
         if not len(context) or not 0 < len(continuation) <= longest:
             raise ValueError(f"pair {index} has {len(context)} and {len(continuation)} tokens; the limit is {longest}")
         inputs = np.array([*context, *continuation[:-1]], np.int32)[-longest:]
-        found = passes.setdefault(inputs.tobytes(), Shared(inputs, []))
-        found.pairs.append((index, len(continuation), int(continuation[-1])))
-    return sorted(passes.values(), key=lambda found: -len(found.inputs))
+        asked = Asked(index, len(inputs) - 1, len(continuation), int(continuation[-1]))
+        own.setdefault(inputs.tobytes(), []).append(asked)
+    passes: dict[bytes, list[Asked]] = {}
+    carrier = b""
+    for inputs in sorted(own, reverse=True):  # what begins with some inputs stands right before them
+        carrier = carrier if carrier.startswith(inputs) else inputs
+        passes.setdefault(carrier, []).extend(own[inputs])
+    found = [Shared(np.frombuffer(inputs, np.int32), sorted(asked)) for inputs, asked in passes.items()]
+    return sorted(found, key=lambda one: (-len(one.inputs), one.pairs[0].index))
 
 
 @functools.partial(jax.jit, static_argnames=("decoder", "chunk_size"))
@@ -155,11 +177,14 @@ def _batches(passes: list[Shared], longest: int, rows: int) -> Iterator[tuple[li
     """Rows of passes, the length of a row, and the number of targets that the fullest has room for.
 
     Passes of similar length are packed together, so that a few long ones do not make the rows of all long; rows are of
-    as many lengths as there are powers of two, and all of one length have room for equally many targets.
+    two lengths for each power of two, and all of one length have room for equally many targets.
     """
     by_length: dict[int, list[Shared]] = {}
     for one in passes:
-        length = min(longest, max(SHORTEST_ROW, 1 << (len(one.inputs) - 1).bit_length()))
+        length = max(SHORTEST_ROW, 1 << (len(one.inputs) - 1).bit_length())
+        if length > SHORTEST_ROW and len(one.inputs) <= length * 3 // 4:
+            length = length * 3 // 4
+        length = min(longest, length)
         by_length.setdefault(length, []).append(one)
     for length, members in by_length.items():
         laid = plan([len(one.inputs) for one in members], length, max_examples=length, shuffle=False)

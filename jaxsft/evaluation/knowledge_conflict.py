@@ -32,8 +32,8 @@ from jaxsft.config import DataConfig, TaskConfig
 from jaxsft.data.conversation import rename
 from jaxsft.data.sources import open_source, row_range
 from jaxsft.errors import UserError
+from jaxsft.evaluation.choices import encoder
 from jaxsft.evaluation.first_hit import first_hit, normalise
-from jaxsft.evaluation.multiple_choice import encoder
 from jaxsft.evaluation.perplexity import make_nll
 from jaxsft.evaluation.rows import InMemory, batches
 from jaxsft.evaluation.scoring import example_sums
@@ -153,7 +153,7 @@ def _encoded(items: list[Item], config: TaskConfig, subject: Subject) -> InMemor
     """Both answers behind context and question, item after item."""
     encode = encoder(config.data.template, subject.tokenizer, config.data.condition, config.data.system)
     longest = min(config.data.max_length, subject.decoder.arch.max_positions + 1)
-    both = [encode(item.prompt, answer) for item in items for answer in (item.answer[0], item.memory[0])]
+    both = [one for item in items for one in encode(item.prompt, [item.answer[0], item.memory[0]])]
     return InMemory([(ids[-longest:], weights[-longest:]) for ids, weights in both])
 
 

@@ -1,257 +1,208 @@
 """Multiple choice: the answer to which the model gives the highest log-likelihood, given the question.
 
-Records hold a question, its choices, and which of them is right, by one of these names and forms:
+Which records are understood: `jaxsft.evaluation.forms`. How they are asked: `jaxsft.evaluation.asking`. A choice is
+scored by its text, or, after a question that lists its choices, by its letter (`config.choices`). With l_i the
+log-likelihood of choice i and c_i its text, the likeliest is that of the largest
 
-    question    `question` or `prompt`: a string
-    choices     `choices` or `options`: a list of strings, or {"text": [...], "label": [...]};
-                `mc1_targets`: {choice: 1 if it is right else 0}
-    answer      `answer`, `label`, `answerKey` or `completion`: the right choice's place (from 0), its text, its label
-                or its letter
+    none            l_i
+    tokens          l_i / its number of tokens
+    characters      l_i / its number of characters              (`acc_norm` of lm-evaluation-harness)
+    bytes           l_i / its number of bytes in UTF-8          (`acc_bytes`)
+    unconditional   l_i - log p(c_i | premise)                  (Holtzman et al. 2021, arXiv:2104.08315)
 
-`config.data.fields` maps other names to these; `source` or `subject`, and `task_type`, name the parts that figures are
-also given for.
+and with p_i = exp(l_i) / sum_j exp(l_j)
 
-The question is the user's turn and the choice the assistant's, in the chat template; what is summed is the choice's own
-tokens, without the end-of-turn mark. With `config.data.template=none` the text is the question, a space and the choice,
-as for a model that knows no turns. Scores may be divided by the number of tokens or of UTF-8 bytes of the choice.
+    right_mass      mean over questions of the sum of p_i over the right choices: of questions with `mc2_targets`, MC2
+                    (Lin et al. 2022, arXiv:2109.07958)
+    ece             the calibration error of the likeliest choice (`none`) and its p_i
 """
 
-import functools
 import math
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from jaxsft.config import DataConfig, TaskConfig
-from jaxsft.data.conversation import Conversation, Message, rename
-from jaxsft.data.render import Renderer
-from jaxsft.data.sources import open_source, row_range
-from jaxsft.data.templates import NO_TEMPLATE, load_template
-from jaxsft.data.tokenizer import Encoding, Tokenizer
+from jaxsft.config import TaskConfig
+from jaxsft.data.conversation import Message
 from jaxsft.errors import UserError
-from jaxsft.evaluation.perplexity import make_nll
-from jaxsft.evaluation.rows import InMemory, batches
-from jaxsft.evaluation.scoring import example_sums
+from jaxsft.evaluation.asking import Asker, Shot, fill, in_words
+from jaxsft.evaluation.calibration import calibration_error
+from jaxsft.evaluation.choices import count_cut, encode_choices, score
+from jaxsft.evaluation.continuations import Pair
+from jaxsft.evaluation.forms import Question, parse_question, read_questions, records
 from jaxsft.evaluation.task import Result, Subject, Task, by_part, digest, question_ids
-from jaxsft.validation import did_you_mean
 
-NAMES = {
-    "question": ("question", "prompt"),
-    "choices": ("choices", "options", "mc1_targets"),
-    "answer": ("answer", "label", "answerKey", "completion"),
-    "source": ("source", "subject"),
-}
-
-
-class Question(NamedTuple):
-    """A question, its choices, the places of the right ones, and the parts of the data it belongs to."""
-
-    text: str
-    choices: list[str]
-    right: set[int]
-    source: str
-    task_type: str = ""
+SIZES = ("none", "tokens", "characters", "bytes")  # normalizations that need nothing but the choices
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
 def prepare(config: TaskConfig, subject: Subject) -> Task:
     """The accuracy on the questions that `config` names.
 
     Returns:
-      A task whose figures are `accuracy`, its `standard_error`, `chance` (the accuracy of guessing), `questions`, `cut`
-      (choices whose question lost its beginning because it was longer than the model's context), and tables where
-      there are several sources or task types; and whose records hold the text of the choice that won as `answer`, and
-      as `reference` that of the right one, or a list of the right ones.
+      A task whose figures are `accuracy`, its `standard_error`, `chance` (the accuracy of guessing, and the expected
+      `right_mass` of equal likelihoods), `questions`, `right_mass`, `ece` and `ece_equal_mass` (see the module),
+      `normalized` (the accuracy by each normalization), with several sources `macro_accuracy` (the mean of theirs),
+      `cut` (choices whose question lost its beginning because it was longer than the model's context), `first_prompt`
+      (what the model reads before the first choice), and tables where there are several sources or task types. Its
+      records hold the text of the choice that won as `answer`, and as `reference` that of the right one, or a list of
+      the right ones.
+
+    Raises:
+      UserError: for letters that no list of choices explains.
     """
+    if config.choices == "letters" and "{choices}" not in config.prompt.question:
+        raise UserError(
+            "config.choices is 'letters', but config.prompt.question has no '{choices}', so nobody is told what the "
+            "letters stand for; add it, as in '{question}\\n{choices}\\nAnswer:'."
+        )
     questions = read_questions(config.data)
-    choices, cut = encode_choices(questions, config.data, subject)
+    asker = Asker(config, lambda sources: [_shot(parse_question(*each), config) for each in records(sources)])
+    prompts = [asker.put(_shot(question, config)) for question in questions]
+    choices = encode_choices(prompts, [said(q, config) for q in questions], config.data, subject)
+    alone = _alone(questions, config, subject) if config.normalize == "unconditional" else None
     name = config.name or config.task
-    count = f"{len(questions)} questions with {len(choices)} choices"
-    sources, types = [q.source for q in questions], [q.task_type for q in questions]
-    ids = question_ids([[q.text, q.choices, sorted(q.right)] for q in questions])
+    identities = question_ids([[q.text, q.choices, sorted(q.right)] for q in questions])
+    parts = {"by_source": [q.source for q in questions], "by_task_type": [q.task_type for q in questions]}
+    bounds = np.cumsum([len(question.choices) for question in questions])[:-1]
+    right = [np.isin(np.arange(len(q.choices)), list(q.right)) for q in questions]
+    cut, first = count_cut(choices, config.data, subject), subject.tokenizer.decode(choices[0].context)
+    tokens = np.array([len(choice.continuation) for choice in choices])
 
     def measure(params: Any, adapters: Any) -> Result:
-        chosen = choose(questions, *score(choices, config, subject, params, adapters), config.normalize)
-        right = np.array([place in question.right for question, place in zip(questions, chosen)])
-        parts = by_part(
-            {"by_source": sources, "by_task_type": types},
-            lambda at: summarize([questions[i] for i in at], right[at]),
+        found = score(choices, config, subject, params, adapters)
+        premise = None if alone is None else _spread(alone, score(alone[0], config, subject, params, adapters))
+        texts = [choice for question in questions for choice in said(question, config)]
+        chosen = {
+            kind: choose(normalized(found, tokens, texts, kind, premise), bounds)
+            for kind in dict.fromkeys((*SIZES, config.normalize))
+        }
+        by_question = np.split(found, bounds)
+        summary = lambda at: summarize(
+            [by_question[i] for i in at],
+            [right[i] for i in at],
+            {kind: places[at] for kind, places in chosen.items()},
+            config.normalize,
         )
-        records = [_record(name, i, *each) for i, each in enumerate(zip(ids, questions, chosen.tolist()))]
-        return Result(summarize(questions, right) | {"cut": cut} | parts, records)
+        tables = by_part(parts, summary)
+        figures = summary(np.arange(len(questions)))
+        if "by_source" in tables:
+            figures["macro_accuracy"] = float(np.mean([part["accuracy"] for part in tables["by_source"].values()]))
+        rows = zip(identities, questions, chosen[config.normalize].tolist(), by_question)
+        return Result(
+            figures | {"cut": cut, "first_prompt": first} | tables,
+            [_record(name, i, *each) for i, each in enumerate(rows)],
+        )
 
+    report = (
+        f"{len(questions)} questions with {len(choices)} choices, scored by {config.choices}; "
+        f"{config.normalize}-normalised log-likelihood"
+    )
     fingerprint = digest([[q.text, q.choices, sorted(q.right), q.source, q.task_type] for q in questions])
-    return Task(name, f"{count}; {config.normalize}-normalised log-likelihood", fingerprint, measure)
+    return Task(name, report, fingerprint, measure)
 
 
-def encode_choices(questions: list[Question], data: DataConfig, subject: Subject) -> tuple[InMemory, int]:
-    """Every choice behind its question, question after question, and how many were cut on the left."""
-    encode = encoder(data.template, subject.tokenizer, data.condition, data.system)
-    longest = min(data.max_length, subject.decoder.arch.max_positions + 1)  # the last token is only predicted
-    whole = [encode(question.text, choice) for question in questions for choice in question.choices]
-    cut = sum(len(ids) > longest for ids, _ in whole)
-    return InMemory([(ids[-longest:], weights[-longest:]) for ids, weights in whole]), cut
-
-
-def score(
-    choices: InMemory, config: TaskConfig, subject: Subject, params: Any, adapters: Any
-) -> tuple[np.ndarray, np.ndarray]:
-    """Log-likelihood (nats) and number of tokens of every choice."""
-    fn = functools.partial(make_nll(subject.decoder), params, adapters)
-    rows = batches(choices, config.data, config.batch_size, subject.mesh, config.name or config.task)
-    sums = example_sums(fn, rows, subject.mesh)
-    return -sums["nll_sum"], sums["tokens"]
-
-
-def choose(questions: list[Question], log_likelihoods: np.ndarray, tokens: np.ndarray, normalize: str) -> np.ndarray:
-    """int [questions], the place of each question's likeliest choice.
+def normalized(
+    log_likelihoods: np.ndarray,
+    tokens: np.ndarray,
+    texts: list[str],
+    kind: str,
+    premise: np.ndarray | None = None,
+) -> np.ndarray:
+    """What choices are compared by; see the module.
 
     Args:
-      questions: see `Question`.
-      log_likelihoods: float64 of every choice, question after question.
+      log_likelihoods: float64 [choices].
       tokens: their numbers of tokens.
-      normalize: "none", "tokens" or "bytes", what scores are divided by.
+      texts: what was scored of them.
+      kind: one of `SIZES`, or "unconditional".
+      premise: for the latter their log-likelihoods behind the premise.
     """
+    if kind == "unconditional":
+        return log_likelihoods - premise
     size = {
         "none": np.ones(len(tokens)),
         "tokens": tokens,
-        "bytes": np.array([len(choice.encode()) for question in questions for choice in question.choices]),
-    }[normalize]
-    bounds = np.cumsum([len(question.choices) for question in questions])[:-1]
-    return np.array([int(scores.argmax()) for scores in np.split(log_likelihoods / size, bounds)])
+        "characters": np.array([len(text) for text in texts]),
+        "bytes": np.array([len(text.encode()) for text in texts]),
+    }[kind]
+    return log_likelihoods / size
 
 
-def summarize(questions: list[Question], right: np.ndarray) -> dict[str, float]:
-    """Accuracy, its standard error, that of guessing, and the number of questions."""
-    accuracy = float(right.mean())
+def choose(scores: np.ndarray, bounds: np.ndarray) -> np.ndarray:
+    """int [questions], the place of each question's largest score, question after question up to each of `bounds`."""
+    return np.array([int(of.argmax()) for of in np.split(scores, bounds)])
+
+
+def summarize(
+    log_likelihoods: list[np.ndarray], right: list[np.ndarray], chosen: dict[str, np.ndarray], kind: str
+) -> dict[str, Any]:
+    """Figures of some questions; see `prepare`.
+
+    Args:
+      log_likelihoods: of each question's choices.
+      right: which of them are.
+      chosen: normalization -> the place that wins by it.
+      kind: the normalization that `accuracy` is by.
+    """
+    hits = {name: np.array([own[i] for own, i in zip(right, places)]) for name, places in chosen.items()}
+    probabilities = [np.exp(own - np.logaddexp.reduce(own)) for own in log_likelihoods]
+    confidence = np.array([own.max() for own in probabilities])
+    accuracy, count = float(hits[kind].mean()), len(right)
     return {
         "accuracy": accuracy,
-        "standard_error": math.sqrt(accuracy * (1 - accuracy) / len(right)),
-        "chance": float(np.mean([len(question.right) / len(question.choices) for question in questions])),
-        "questions": len(right),
+        "standard_error": math.sqrt(accuracy * (1 - accuracy) / count),
+        "chance": float(np.mean([own.mean() for own in right])),
+        "questions": count,
+        "right_mass": float(np.mean([own[is_right].sum() for own, is_right in zip(probabilities, right)])),
+        "ece": calibration_error(confidence, hits["none"]),
+        "ece_equal_mass": calibration_error(confidence, hits["none"], equal_mass=True),
+        "normalized": {name: float(own.mean()) for name, own in hits.items()},
     }
 
 
-def encoder(template: str, tokenizer: Tokenizer, condition: str = "auto", system: str = "") -> Any:
-    """A function from (question, choice) to ids int32 [n] and weights float32 [n], 1 at the choice's own tokens.
+def _shot(question: Question, config: TaskConfig) -> Shot:
+    """The question as it is put, and its first right choice."""
+    listed = "\n".join(f"{letter}. {choice.strip()}" for letter, choice in zip(LETTERS, question.choices))
+    values = {"question": question.text.rstrip(), "choices": listed, "subject": in_words(question.source)}
+    whole, answer = "\n".join([question.text, *question.choices]), said(question, config)[min(question.right)]
+    return Shot(whole, fill(config.prompt.question, values), answer, question.source)
+
+
+def said(question: Question, config: TaskConfig) -> list[str]:
+    """What is scored of each choice: its text, or its letter.
 
     Raises:
-      UserError: for a system prompt without a template; by the function, if no token begins inside the choice.
+      UserError: for more choices than there are letters.
     """
-    if template == NO_TEMPLATE:
-        if system:
-            raise UserError("config.data.system needs a chat template; set config.data.template, or leave it empty.")
-        return functools.partial(_encode_plain, tokenizer)
-    before = [Message("system", system)] if system else []
-    renderer = Renderer(load_template(template, tokenizer, condition), tokenizer)
-    return functools.partial(_encode_turns, renderer, before)
+    if config.choices == "text":
+        return question.choices
+    if len(question.choices) > len(LETTERS):
+        raise UserError(f"{question.text[:60]!r} has {len(question.choices)} choices, more than there are letters.")
+    return list(LETTERS[: len(question.choices)])
 
 
-def read_questions(config: DataConfig) -> list[Question]:
-    """The questions of all sources.
-
-    Raises:
-      UserError: for a record without question, choices or answer, naming the record and the field.
-    """
-    found = []
-    for source in config.all_sources():
-        opened = open_source(source)
-        for record, where in opened.records(*row_range(source.rows, len(opened))):
-            found.append(parse_question(record, where, source.fields, opened.name))
-    return found
-
-
-def parse_question(record: Any, where: str, fields: Mapping[str, str], source: str = "") -> Question:
-    """Reads one record; see the module's docstring for its forms.
-
-    Raises:
-      UserError: saying what is missing or does not fit.
-    """
-    if not isinstance(record, Mapping):
-        raise UserError(f"{where}: the record is a {type(record).__name__}; it must be an object with named fields.")
-    values = rename(record, fields)
-
-    def field(name: str) -> Any:
-        for alias in NAMES[name]:
-            if alias in values:
-                return values[alias]
-        hint = did_you_mean(name, record) or "."
-        raise UserError(f"{where}: the record has no field {' or '.join(NAMES[name])}{hint} Map yours by `fields`.")
-
-    text, given = field("question"), field("choices")
-    labels: list[str] = []
-    if isinstance(given, Mapping) and {"text", "label"} <= given.keys():
-        choices, labels = given["text"], given["label"]
-    elif isinstance(given, Mapping):
-        choices = list(given)
-        right = {i for i, choice in enumerate(choices) if given[choice] == 1}
-    else:
-        choices = given
-    if (
-        not isinstance(text, str)
-        or not isinstance(choices, list)
-        or not isinstance(labels, list)
-        or len(choices) < 2
-        or not all(isinstance(choice, str) and choice for choice in choices)
-    ):
+def _alone(questions: list[Question], config: TaskConfig, subject: Subject) -> tuple[list[Pair], np.ndarray]:
+    """The choices behind the premise, each text once; and of every choice the place of its text."""
+    texts = [text for question in questions for text in said(question, config)]
+    distinct = {text: place for place, text in enumerate(dict.fromkeys(texts))}
+    if not config.premise and subject.tokenizer.bos_id is None:
         raise UserError(
-            f"{where}: a question is a string and has two or more choices, which are strings that hold text."
+            "config.normalize is 'unconditional', and config.premise is empty, but the tokenizer defines no BOS, so "
+            "nothing would stand before a choice; set config.premise, such as to 'Answer:'."
         )
-    if labels or not isinstance(given, Mapping):
-        right = {_place(field("answer"), choices, labels, where)}
-    if not right:
-        raise UserError(f"{where}: none of the choices is marked as right.")
-    source = next((str(values[alias]) for alias in NAMES["source"] if alias in values), source)
-    return Question(text, choices, right, source, str(values.get("task_type", "")))
+    prompts = [[Message("user", config.premise)]]
+    return encode_choices(prompts, [list(distinct)], config.data, subject), np.array([distinct[text] for text in texts])
 
 
-def _place(answer: Any, choices: list[str], labels: list[str], where: str) -> int:
-    """Which choice an answer names."""
-    if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
-        return answer
-    letters = [chr(ord("A") + i) for i in range(len(choices))]
-    for names in (labels, choices, letters):
-        if answer in names:
-            return names.index(answer)
-    raise UserError(
-        f"{where}: the answer {answer!r} is none of the choices; name one by its place from 0, text or letter."
-    )
+def _spread(alone: tuple[list[Pair], np.ndarray], scores: np.ndarray) -> np.ndarray:
+    """The scores of distinct texts, for every choice."""
+    return scores[alone[1]]
 
 
-def _encode_turns(
-    renderer: Renderer, before: list[Message], question: str, choice: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """In the chat template, as training renders it."""
-    layout = renderer.layout(
-        Conversation([*before, Message("user", question), Message("assistant", choice)]), repr(question[:60])
-    )
-    begin, end, _ = layout.spans[-1]
-    content = choice.strip()  # templates may trim
-    end = layout.text.index(content, begin, end) + len(content)
-    (encoding,) = renderer.encode([layout])
-    return _marked(encoding, begin, end, question, choice)
-
-
-def _encode_plain(tokenizer: Tokenizer, question: str, choice: str) -> tuple[np.ndarray, np.ndarray]:
-    """The question, a space and the choice, behind BOS if the tokenizer defines one."""
-    begin = len(question.rstrip())
-    text = f"{question[:begin]} {choice.strip()}"
-    ids, weights = _marked(tokenizer.encode_guarded(text, [(0, len(text))]), begin, len(text), question, choice)
-    if tokenizer.bos_id is None:
-        return ids, weights
-    return np.concatenate([[tokenizer.bos_id], ids]).astype(np.int32), np.concatenate([[0], weights]).astype(np.float32)
-
-
-def _marked(encoding: Encoding, begin: int, end: int, question: str, choice: str) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and weights: 1 for tokens that begin inside the characters `begin` to `end`."""
-    weights = np.array([begin <= start < end for start, _ in encoding.offsets], np.float32)
-    weights[:1] = 0
-    if not weights.any():
-        raise UserError(f"the choice {choice!r} of the question {question[:60]!r} has no token of its own.")
-    return np.array(encoding.ids, np.int32), weights
-
-
-def _record(name: str, index: int, identity: str, question: Question, chosen: int) -> dict[str, Any]:
+def _record(
+    name: str, index: int, identity: str, question: Question, chosen: int, log_likelihoods: np.ndarray
+) -> dict[str, Any]:
     right = [question.choices[i] for i in sorted(question.right)]
     return {
         "task": name,
@@ -263,4 +214,6 @@ def _record(name: str, index: int, identity: str, question: Question, chosen: in
         "correct": chosen in question.right,
         "source": question.source,
         "task_type": question.task_type,
+        "choices": question.choices,
+        "log_likelihoods": [round(float(value), 6) for value in log_likelihoods],
     }

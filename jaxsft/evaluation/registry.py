@@ -13,6 +13,7 @@ from jaxsft.evaluation import (
     generation,
     ifeval,
     instruction_following,
+    judges,
     knowledge_conflict,
     multiple_choice,
     perplexity,
@@ -26,6 +27,7 @@ HEADLINES = {
     "{examples} examples",
     "multiple_choice": "accuracy {accuracy:.4f} +- {standard_error:.4f} (chance {chance:.4f}) on {questions} questions",
     "generation": "exact_match {exact_match:.4f} +- {standard_error:.4f} on {questions} questions",
+    "answers": "{turns} answers to {questions} questions, {tokens:.1f} tokens on average, {ended:.1%} of them ended",
     "ifeval": "prompt_strict {prompt_strict:.4f} +- {standard_error:.4f}, instruction_strict {instruction_strict:.4f} "
     "on {prompts} prompts, {undecided} instructions undecided",
     "deviation": "deviation {deviation:.5f}, kl_per_token {kl_per_token:.5f} over {tokens} tokens, {examples} examples",
@@ -41,6 +43,7 @@ FIGURES = {  # the one that stands for a task
     "perplexity": "nll_per_token",
     "multiple_choice": "accuracy",
     "generation": "exact_match",
+    "answers": "tokens",
     "ifeval": "prompt_strict",
     "deviation": "deviation",
     "format": "format_accuracy",
@@ -49,10 +52,15 @@ FIGURES = {  # the one that stands for a task
     "separation": "separation",
     "knowledge_conflict": "counterfactual",
 }
+BESIDE = {  # what else is named, where there is such a figure
+    "multiple_choice": ("right_mass", "ece"),
+    "generation": ("strict_match", "flexible_match", "contains", "f1", "macro_f1", "bleu", "chrf"),
+}
 PREPARE: dict[str, Callable[..., Task]] = {
     "perplexity": perplexity.prepare,
     "multiple_choice": multiple_choice.prepare,
     "generation": generation.prepare,
+    "answers": judges.prepare,
     "ifeval": ifeval.prepare,
     "format": format_following.prepare,
     "routing": routing.prepare,
@@ -112,7 +120,10 @@ def as_trained(data: DataConfig, template: str, condition: str) -> DataConfig:
 
 def headline(config: TaskConfig, result: Result) -> str:
     """What a task has found, in half a line."""
-    return HEADLINES[config.task].format(**{n: UNDEFINED if v is None else v for n, v in result.figures.items()})
+    figures = {name: UNDEFINED if value is None else value for name, value in result.figures.items()}
+    line = HEADLINES[config.task]
+    beside = [name for name in BESIDE.get(config.task, ()) if name in figures]
+    return line.format(**figures) + "".join(f", {name} {figures[name]:.4g}" for name in beside)
 
 
 class _Undefined:

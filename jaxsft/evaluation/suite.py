@@ -28,19 +28,23 @@ class Evaluation:
         figures, of a suite `tasks`: name -> the same.
       records: one for each question of all tasks, as JSON.
       headlines: task's name -> what it found, in half a line.
+      files: of tasks that write some, what the name of the file ends in -> its text.
     """
 
     figures: dict[str, Any]
     records: list[dict[str, Any]]
     headlines: dict[str, str]
+    files: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def write(self, output: epath.PathLike) -> epath.Path | None:
-        """Writes the figures to `output`, and the records, if there are any, as JSON Lines beside it, whose path is
-        returned."""
+        """Writes the figures to `output`; beside it the records, if there are any, as JSON Lines, whose path is
+        returned, and the files, OUTPUT less its suffix and a dot standing before their names."""
         output, answers = epath.Path(output), None
         if self.records:
             answers = output.with_suffix(".jsonl")
             write_text(answers, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in self.records))
+        for name, text in self.files.items():
+            write_text(output.with_name(f"{output.stem}.{name}"), text)
         write_json(output, self.figures)  # last: where it is, all is
         return answers
 
@@ -61,20 +65,21 @@ def evaluate(config: EvaluateConfig | SuiteConfig) -> Evaluation:
     if any(task.task == "deviation" for task in tasks):
         reference = _open_reference(model, config, mesh)
     run = model.adapters is not None, model.method, model.types
-    subject = Subject(model.decoder, model.tokenizer, model.source, mesh, *run)
+    subject = Subject(model.decoder, model.tokenizer, model.source, mesh, *run, epath.Path(path).name)
     # all is read before work begins
     prepared = [prepare(task, subject, model.template, reference, model.condition) for task in tasks]
-    tables, records, headlines = {}, [], {}
+    tables, records, headlines, files = {}, [], {}, {}
     for task, ready in zip(tasks, prepared):
         _say(f"{ready.name}: {task.task} of {path} on {jax.device_count()} x {jax.devices()[0].device_kind}")
         _say(ready.report)
         result: Result = ready.measure(model.params, model.adapters)
         tables[ready.name] = {"task": task.task, **result.figures}
         records += result.records
+        files |= {f"{ready.name}.{of}{suffix}": text for of, (suffix, text) in result.files.items()}
         headlines[ready.name] = headline(task, result)
     named = {"tasks": tables} if suite else tables[prepared[0].name]
     figures = {"model": path, **named, "config": to_dict(_resolved(config, model)), "version": __version__}
-    return Evaluation(figures, records, headlines)
+    return Evaluation(figures, records, headlines, files)
 
 
 def _open_reference(model: OpenModel, config: EvaluateConfig | SuiteConfig, mesh: Any) -> OpenModel | None:

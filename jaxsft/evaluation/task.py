@@ -28,6 +28,7 @@ class Subject(NamedTuple):
       adapted: whether the parameters come with an adapter, without which they are the base.
       method: how a run trained it, a `jaxsft.adapters.method.Method`; None for a plain model folder.
       types: of the examples of that run (`DataConfig.types`), likewise.
+      name: what the model is called where its answers are read by others.
     """
 
     decoder: Any
@@ -37,6 +38,7 @@ class Subject(NamedTuple):
     adapted: bool = False
     method: Any = None
     types: TypesConfig | None = None
+    name: str = ""
 
 
 class Result(NamedTuple):
@@ -46,10 +48,12 @@ class Result(NamedTuple):
       figures: names and numbers; and tables of them by part of the data, `by_source` and `by_task_type`, where there
         are several parts.
       records: one for each question, as JSON; empty for tasks that ask none.
+      files: what else is written, for other programs: name -> (suffix of the file, text).
     """
 
     figures: dict[str, Any]
     records: list[dict[str, Any]]
+    files: dict[str, tuple[str, str]] = {}  # noqa: RUF012 (never changed)
 
     @property
     def numbers(self) -> dict[str, float]:

@@ -14,7 +14,7 @@ from jaxsft.data.templates import OPENCHAT, Template, load_template
 from jaxsft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxsft.decoding.prompts import make_prompter
 from jaxsft.errors import UserError
-from jaxsft.evaluation.multiple_choice import encoder
+from jaxsft.evaluation.choices import encoder
 from tests.data.conftest import make_tokenizer, supervised, write_jsonl
 
 EOT = "<|end_of_turn|>"
@@ -132,7 +132,7 @@ def test_the_prompt_is_what_precedes_the_answer(stories):
 
 
 def test_choices_are_scored_by_piece(stories):
-    ids, weights = encoder("openchat", stories, "GPT4")("Hi", "You are")
+    ((ids, weights),) = encoder("openchat", stories, "GPT4")("Hi", ["You are"])
     whole = ids_of(stories, talk("Hi", "You are"), condition="GPT4")
     np.testing.assert_array_equal(ids, whole)
     assert ids[weights > 0].tolist() == stories.encode("You are").ids

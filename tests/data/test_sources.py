@@ -84,7 +84,11 @@ def test_row_ranges_that_are_none(rows):
         ("x.jsonl", b"", ["no records", "empty"]),
         ("x.json", b"[]", ["no records"]),
         ("x.parquet", b"PAR1 broken", ["x.parquet", "Parquet"]),
-        ("x.csv", b"a,b", ["x.csv", ".jsonl"]),
+        ("x.tsv", b"a\tb", ["x.tsv", ".jsonl"]),
+        ("x.csv", b"a,b", ["no records"]),
+        ("x.csv", b"a,b\n1,2,3\n", ["x.csv, line 2", "3 fields under 2 names"]),
+        ("x.csv", b'a,b\n1,"2\n', ["x.csv, line 2", "malformed CSV"]),
+        ("x.csv", b"a\n\xff\n", ["x.csv", "UTF-8"]),
     ],
 )
 def test_bad_files_are_named(tmp_path, name, content, words):

@@ -71,7 +71,7 @@ def test_right_where_every_token_is_the_argmax(model, tmp_path):
         if r["answer"]
     ]
     data = write(tmp_path / "questions.jsonl", records)
-    result, found = prepare(TaskConfig(data=data, batch_size=4), subject).measure(params, None)
+    result, found, _ = prepare(TaskConfig(data=data, batch_size=4), subject).measure(params, None)
     dataset = read_examples(data, subject.tokenizer, subject.decoder.arch)
     nll = lambda batch: make_nll(subject.decoder)(params, None, batch)
     sums = example_sums(nll, batches(dataset, data, 4, subject.mesh), subject.mesh)
@@ -86,15 +86,15 @@ def test_without_template_the_beginning_counts(model, tmp_path):
     subject, params = model
     asked = [{"prompt": "How", "completion": "ab"}, {"prompt": "What now", "completion": "abcd"}]
     data = dataclasses.replace(write(tmp_path / "asked.jsonl", asked), template="none")
-    result, records = prepare(TaskConfig(data=data, max_new_tokens=6), subject).measure(params, None)
+    result, records, _ = prepare(TaskConfig(data=data, max_new_tokens=6), subject).measure(params, None)
     assert result["exact_match"] == 0 and "ended" not in result
     prompter = make_prompter(subject.tokenizer, "none", subject.source, raw=True)
-    questions = read_questions(data, prompter)
+    questions = read_questions(TaskConfig(data=data), prompter)
     assert [subject.tokenizer.decode(q.prompt) for q in questions] == ["<s>How", "<s>What now"]
-    assert [subject.tokenizer.decode(q.reference) for q in questions] == [" ab", " abcd"]
+    assert [subject.tokenizer.decode(*q.references) for q in questions] == [" ab", " abcd"]
     assert [q.length for q in questions] == [3, 5]
     new = subject.tokenizer.encode(" abc").ids
-    assert [judge(q, q.prompt, new, prompter).correct for q in questions] == [True, False]
+    assert [judge(q, q.prompt, new, prompter, TaskConfig()).correct for q in questions] == [True, False]
     # A model's own words, whose first is a blank, are right; the rest of what it writes does not matter.
     blank, first = (subject.tokenizer.encode(text).ids[0] for text in (" ", records[0]["answer"]))
     _, swapped = exchanged(model, blank, first)
@@ -109,20 +109,21 @@ def test_answers_behind_chains_of_thought(model, tmp_path):
     asked = [{"question": "How many?", "context": "Two boxes.", "answer": 7.0}, {"question": "Who?", "answer": "Me"}]
     data = dataclasses.replace(write(tmp_path / "asked.jsonl", asked), template="raw", system="Think.\n")
     prompter = make_prompter(subject.tokenizer, "raw", subject.source)
-    first, second = read_questions(data, prompter, 2)
+    config = TaskConfig(data=data, chains=2, max_new_tokens=5)
+    first, second = read_questions(config, prompter)
     expected = "<s>Think.\n[Question] How many?\n[Context] Two boxes.\n[Number of answers] 2\n[Answer 1]"
     assert subject.tokenizer.decode(first.prompt) == expected
-    assert (first.reference, second.reference) == ("7", "me")
+    assert (first.references, second.references) == (["7"], ["me"])
 
     def judged(text, end=(1,)):
-        one = judge(second, second.prompt, [*subject.tokenizer.encode(text).ids, *end], prompter)
+        one = judge(second, second.prompt, [*subject.tokenizer.encode(text).ids, *end], prompter, config)
         return one.correct, one.stated
 
     assert judged(" you\n[Answer 2] me\n\n[Final answer] ME ") == (True, True)
     assert judged(" me\n[Answer 2] me\n\n[Final answer] you") == (False, True)
     assert judged(" Me") == (True, False)
     assert judged(" x\n\n[Final answer] me", end=()) == (False, True)  # never ended
-    task = TaskConfig(data=data, chains=2, max_new_tokens=5)
+    task = config
     figures = prepare(task, subject).measure(params, None).figures
     assert (figures["questions"], figures["unstated"]) == (2, 2)
     for bad in (
@@ -142,13 +143,13 @@ def test_answers_are_compared_as_text(model, tmp_path):
     ]  # fmt: skip
     data = write(tmp_path / "questions.jsonl", records)
     prompter = make_prompter(subject.tokenizer, "plain", subject.source)
-    first, second = read_questions(data, prompter)
-    assert (first.reference, first.watch, first.length) == ("blue", "red", 7)  # with its blanks and EOS
+    first, second = read_questions(TaskConfig(data=data), prompter)
+    assert (first.references, first.watch, first.length) == (["blue"], "red", 7)  # with its blanks and EOS
     assert "S\n\n### Instruction:\nQ" in subject.tokenizer.decode(second.prompt)
     encode, end = lambda text: subject.tokenizer.encode(text).ids, [1]
 
     def judged(new):
-        one = judge(first, first.prompt, new, prompter)
+        one = judge(first, first.prompt, new, prompter, TaskConfig())
         return one.correct, one.ended, one.watched
 
     assert judged(encode("blue") + end) == (True, True, False)
@@ -166,7 +167,7 @@ def test_figures_by_part(model, tmp_path):
         for p, s, t in zip("abcdef", "aabbbb", "mnmnmn")
     ]
     task = prepare(TaskConfig(name="facts", data=write(tmp_path / "parts.jsonl", records)), subject)
-    result, found = task.measure(params, None)
+    result, found, _ = task.measure(params, None)
     assert {name: part["questions"] for name, part in result["by_source"].items()} == {"a": 2, "b": 4}
     assert {name: part["questions"] for name, part in result["by_task_type"].items()} == {"m": 3, "n": 3}
     assert "watched" in result and "watched" not in result["by_source"]["a"]

@@ -144,10 +144,10 @@ def test_pairs_that_differ_in_their_last_token_share_a_pass():
     context = [5, 6, 7]
     pairs = [Pair(context, [8]), Pair(context, [9]), Pair([5, 6], [7, 9]), Pair(context, [8, 9]), Pair([6, 6, 7], [8])]
     passes = share(pairs, 16)
-    assert [one.inputs.tolist() for one in passes] == [[5, 6, 7, 8], [5, 6, 7], [6, 6, 7]]
-    assert [[index for index, _, _ in one.pairs] for one in passes] == [[3], [0, 1, 2], [4]]
-    places, targets = passes[1].targets
-    assert places.tolist() == [1, 2, 2] and targets.tolist() == [7, 8, 9]
+    assert [one.inputs.tolist() for one in passes] == [[5, 6, 7, 8], [6, 6, 7]]
+    assert [[pair.index for pair in one.pairs] for one in passes] == [[0, 1, 2, 3], [4]]
+    places, targets = passes[0].targets
+    assert places.tolist() == [1, 2, 2, 3] and targets.tolist() == [7, 8, 9, 9]
 
 
 def test_against_full_logits(decoder, params, log_softmax):

@@ -10,16 +10,9 @@ import pytest
 from jaxsft.config import DataConfig, MeshConfig, TaskConfig
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
-from jaxsft.evaluation.multiple_choice import (
-    Question,
-    choose,
-    encode_choices,
-    encoder,
-    parse_question,
-    prepare,
-    read_questions,
-    score,
-)
+from jaxsft.evaluation.choices import count_cut, encode_choices, encoder, score
+from jaxsft.evaluation.forms import Question, parse_question, read_questions
+from jaxsft.evaluation.multiple_choice import choose, normalized, prepare
 from jaxsft.evaluation.task import Subject, question_ids
 from jaxsft.models.checkpoint import load_architecture, load_params
 from jaxsft.models.decoder import Decoder
@@ -65,11 +58,19 @@ def test_refuses(record, message):
 
 
 def test_choose_by_hand():
-    questions = [Question("q", ["aa", "b"], {0}, ""), Question("q", ["c", "ddd", "e"], {1, 2}, "")]
+    """Of two questions; "é" is one character of two bytes."""
+    texts, bounds = ["aa", "b", "é", "dd", "e"], np.array([2])
     log_likelihoods, tokens = np.array([-4.0, -3.0, -2.0, -5.0, -7.0]), np.array([2, 1, 1, 3, 1])
-    assert choose(questions, log_likelihoods, tokens, "none").tolist() == [1, 0]
-    assert choose(questions, log_likelihoods, tokens, "tokens").tolist() == [0, 1]  # -2 -3 | -2 -1.67 -7
-    assert choose(questions, log_likelihoods, tokens, "bytes").tolist() == [0, 1]
+    premise = np.array([-4.0, -9.0, -3.0, -3.0, -9.0])
+
+    def chosen(kind):
+        return choose(normalized(log_likelihoods, tokens, texts, kind, premise), bounds).tolist()
+
+    assert chosen("none") == [1, 0]
+    assert chosen("tokens") == [0, 1]  # -2 -3 | -2 -1.67 -7
+    assert chosen("characters") == [0, 0]  # -2 -3 | -2 -2.5 -7
+    assert chosen("bytes") == [0, 0]  # -2 -3 | -1 -2.5 -7
+    assert chosen("unconditional") == [1, 2]  # 0 6 | 1 -2 2
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +83,8 @@ def stories(real_data):
 
 
 def test_a_system_prompt_stands_before_the_question(stories):
-    ids, weights = encoder("plain", stories.tokenizer, system="Be brief.")("Once there was a dog.", "He ran.")
+    encode = encoder("plain", stories.tokenizer, system="Be brief.")
+    ((ids, weights),) = encode("Once there was a dog.", ["He ran."])
     text = stories.tokenizer.decode(ids)
     assert text.removeprefix("<s>").strip().startswith("Be brief.\n\n### Instruction:\nOnce there")
     assert stories.tokenizer.decode(ids[weights > 0]).strip() == "He ran."
@@ -90,7 +92,7 @@ def test_a_system_prompt_stands_before_the_question(stories):
 
 @pytest.mark.parametrize("template", ["none", "plain", "llama2"])
 def test_only_the_choice_counts(stories, template):
-    ids, weights = encoder(template, stories.tokenizer)("Once there was a dog.", "The dog ran </s> home.")
+    ((ids, weights),) = encoder(template, stories.tokenizer)("Once there was a dog.", ["The dog ran </s> home."])
     own = stories.tokenizer.decode(ids[weights > 0])
     assert own.strip() == "The dog ran </s> home."
     assert stories.tokenizer.eos_id not in ids[weights > 0]
@@ -108,7 +110,7 @@ def test_accuracy_and_scores(stories, tmp_path):
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     subject = Subject(stories.decoder, stories.tokenizer, stories.source, mesh)
     task = prepare(TaskConfig(task="multiple_choice", data=data), subject)
-    result, records = task.measure(stories.params, None)
+    result, records, _ = task.measure(stories.params, None)
     assert result["questions"] == 3
     assert result["accuracy"] == pytest.approx(2 / 3)
     assert result["chance"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 2) / 3)
@@ -118,14 +120,16 @@ def test_accuracy_and_scores(stories, tmp_path):
     assert records[1] == {
         "task": "multiple_choice", "index": 1, "id": question_ids([["Once upon a", ["time", "ball"], [1]]])[0],
         "prompt": "Once upon a", "reference": "ball", "answer": "time", "correct": False, "source": "wrong",
-        "task_type": "",
+        "task_type": "", "choices": ["time", "ball"], "log_likelihoods": records[1]["log_likelihoods"],
     }  # fmt: skip
-    config = TaskConfig(data=dataclasses.replace(data, max_length=8, packing=False))
+    config = TaskConfig(data=dataclasses.replace(data, max_length=8))
     questions = read_questions(data)
-    cut_choices, cut = encode_choices(questions, config.data, subject)
-    cut_scores, tokens = score(cut_choices, config, subject, stories.params, None)
-    assert cut == 2
-    scores, _ = score(encode_choices(questions, data, subject)[0], TaskConfig(data=data), subject, stories.params, None)
+    asked = [question.text for question in questions], [question.choices for question in questions]
+    pairs = encode_choices(*asked, data, subject)
+    assert count_cut(pairs, config.data, subject) == 2
+    cut_scores = score(pairs, config, subject, stories.params, None)
+    scores = score(pairs, TaskConfig(data=data), subject, stories.params, None)
+    np.testing.assert_allclose([v for r in records for v in r["log_likelihoods"]], scores, atol=1e-6)
     decoder, params = stories.decoder, stories.params
 
     @jax.jit
@@ -140,7 +144,7 @@ def test_accuracy_and_scores(stories, tmp_path):
 
     with pytest.raises(UserError, match="needs a chat template"):
         encoder("none", stories.tokenizer, system="Be brief.")
-    encoded = [encoder("none", stories.tokenizer)(q.text, c) for q in questions for c in q.choices]
-    assert tokens.tolist() == [weights.sum() for _, weights in encoded]
+    encoded = [one for q in questions for one in encoder("none", stories.tokenizer)(q.text, q.choices)]
+    assert [len(pair.continuation) for pair in pairs] == [weights.sum() for _, weights in encoded]
     np.testing.assert_allclose(scores, [by_hand(*e) for e in encoded], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(cut_scores, [by_hand(*(x[-8:] for x in e)) for e in encoded], rtol=1e-5, atol=1e-5)

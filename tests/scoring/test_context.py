@@ -8,7 +8,7 @@ import pytest
 from jaxsft.config import DataConfig, ModelConfig, RecipeConfig, ScoreConfig, StageConfig, TrainConfig
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
-from jaxsft.evaluation.multiple_choice import encoder
+from jaxsft.evaluation.choices import encoder
 from jaxsft.evaluation.perplexity import make_nll
 from jaxsft.evaluation.rows import InMemory, batches
 from jaxsft.evaluation.scoring import example_sums
@@ -48,7 +48,7 @@ def own_loss(model_folder, mesh, prompts):
     """Nats a token of the answers behind other prompts, by way of multiple choice, which has no end of turn."""
     decoder, tokenizer = Decoder(load_architecture(model_folder)), load_tokenizer(str(model_folder))
     params, encode = load_params(model_folder, decoder, mesh), encoder("plain", tokenizer)
-    rows = InMemory([encode(prompt, record["output"]) for prompt, record in zip(prompts, RECORDS)])
+    rows = InMemory([encode(prompt, [record["output"]])[0] for prompt, record in zip(prompts, RECORDS)])
     nll = make_nll(decoder)
     sums = example_sums(lambda b: nll(params, None, b), batches(rows, DataConfig(), 8, mesh), mesh)
     return sums["nll_sum"], sums["tokens"]
