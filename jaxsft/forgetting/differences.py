@@ -34,14 +34,15 @@ class Row:
       task: the task's.
       split: "" for the task as a whole, else `by_source` or `by_task_type`.
       subject: the part's name; "" for the whole.
-      metric: what the figures are.
+      metric: what the figures are: of a whole task first that which stands for it, then other scores of its
+        answers.
       base: the base's figure; None where nothing counts.
       tuned: the model's, likewise.
       difference: the model's less the base's.
       low: lower end of the difference's interval.
       high: upper end.
       p: McNemar's, exact.
-      p_holm: corrected over the subjects of the same task, split and model; over the tasks of the model for a whole.
+      p_holm: corrected over the subjects of the same task, split and model; for a whole over all rows of the model.
       questions: how many were asked.
       distinct: how many of them in different words.
       known: how many distinct ones the base had right.
@@ -93,7 +94,7 @@ class Report:
       base: the base's name.
       models: those of the models, in the order given.
       kinds: task's name -> its kind, as `TaskConfig.task`.
-      tasks: rows of whole tasks, task by task, and of each the models in their order.
+      tasks: rows of whole tasks, task by task, and of each the models in their order, each with its metrics.
       subjects: rows of parts, likewise.
       figures: every other number of every task.
       questions: one for each question: see `_question`.
@@ -144,19 +145,22 @@ def compare(base: Evaluation, models: list[Evaluation], settings: Settings) -> R
             metric = FIGURES.get(base.tasks[questions.task].get("task", ""), "correct")
             marks = questions.marks(name)
             head = {"model": name, "task": questions.task, "metric": metric}
-            tasks.append(_row(head | {"split": "", "subject": ""}, marks, settings))
+            whole = {"split": "", "subject": ""}
+            tasks.append(_row(head | whole, marks, settings))
+            for score in questions.scores(metric):
+                tasks.append(_row(head | whole | {"metric": score}, questions.marks(name, score), settings))
             for split in SPLITS:
                 parts = questions.subjects(split)
                 rows = [_row(head | {"split": split, "subject": part}, marks.at(at), settings)
                         for part, at in parts.items()]  # fmt: skip
                 subjects += _corrected(rows)
     by_model = [_corrected([row for row in tasks if row.model == name]) for name in order]
-    corrected = {(row.model, row.task): row for rows in by_model for row in rows}
+    corrected = {(row.model, row.task, row.metric): row for rows in by_model for row in rows}
     return Report(
         base.name,
         list(order),
         {task: told.get("task", "") for evaluation in (*models, base) for task, told in evaluation.tasks.items()},
-        [corrected[row.model, row.task] for row in tasks],
+        [corrected[row.model, row.task, row.metric] for row in tasks],
         subjects,
         _figures(base, models),
         [line for questions in asked for line in _lines(questions)],

@@ -8,7 +8,7 @@ from etils import epath
 
 from jaxsft.errors import UserError
 
-NEEDED = ("task", "index", "prompt", "reference", "answer", "correct")
+NEEDED = ("task", "index", "prompt", "answer", "correct")
 
 Record = dict[str, Any]
 

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from jaxsft import __version__
 from jaxsft.forgetting import plots
 from jaxsft.forgetting.differences import Report, Row
-from jaxsft.forgetting.words import count, figure_lines, splits, subject_lines, task_lines, task_order
+from jaxsft.forgetting.words import count, figure_lines, main_rows, splits, subject_lines, task_lines, task_order
 from jaxsft.report.figures import NARROW, difference, metric, write
 from jaxsft.report.html import load, style
 
@@ -46,7 +46,7 @@ def render(report: Report, shown: int = 5) -> str:
 
 def verdict(report: Report, model: str) -> list[dict[str, str]]:
     """What a model lost and won for sure, at most two clauses; and on how many tasks neither is sure."""
-    rows = [row for row in report.tasks if row.model == model and row.difference is not None]
+    rows = [row for row in main_rows(report) if row.model == model and row.difference is not None]
     clauses = []
     for word, found in (
         ("lost on", sorted((r for r in rows if r.sure and r.difference < 0), key=lambda r: r.difference)),
@@ -88,7 +88,7 @@ def _slopes(report: Report) -> list[dict[str, Any]]:
 
 def _changes(report: Report, model: str, shown: int) -> dict[str, Any]:
     """Of a model, task by task, the questions that were lost and won, by subject."""
-    rows = {row.task: row for row in report.tasks if row.model == model}
+    rows = {row.task: row for row in main_rows(report) if row.model == model}
     tasks = [_changed_task(report, rows[task], shown) for task in task_order(report) if task in rows]
     return {"name": model, "ink": plots.inks(report)[model], "tasks": [task for task in tasks if task["lists"]]}
 

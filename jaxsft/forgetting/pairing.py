@@ -15,6 +15,7 @@ from jaxsft.forgetting.evaluations import Evaluation, Record
 from jaxsft.forgetting.statistics import Marks
 
 SPLITS = ("by_source", "by_task_type")
+ASKED = ("prompt", "reference", "source", "task_type")  # what makes questions the same
 SUBJECT = {"by_source": "source", "by_task_type": "task_type"}  # the field of a record that names its part
 
 
@@ -35,13 +36,24 @@ class Questions:
     models: dict[str, list[Record]]
     left_out: int = 0
 
-    def marks(self, model: str) -> Marks:
-        """Of the base and one model."""
+    def marks(self, model: str, score: str = "") -> Marks:
+        """Of the base and one model: whether answers are right, or one of the `scores` of the records."""
         base, own = self.base, self.models[model]
-        words = [json.dumps([r["prompt"], r["reference"], r.get("source"), r.get("task_type")]) for r in base]
+        words = [json.dumps([r[name] for name in ASKED if name in r]) for r in base]
         same = np.unique(words, return_inverse=True)[1] if words else np.zeros(0, np.int64)
-        mark = lambda records, field: np.array([float(r.get(field, True)) for r in records])
-        return Marks(mark(base, "correct"), mark(own, "correct"), same, mark(base, "counted"), mark(own, "counted"))
+        mark = lambda r: float(r["scores"][score] if score else r["correct"])
+        counts = lambda r: float(r.get("counted", True))
+        of = lambda function, records: np.array([function(record) for record in records], np.float64)
+        return Marks(of(mark, base), of(mark, own), same, of(counts, base), of(counts, own))
+
+    def scores(self, metric: str) -> list[str]:
+        """The scores that answers have besides being right, which `metric` is the share of, and that say something
+        else: such as that of a looser filter."""
+        records = [*self.base, *(record for own in self.models.values() for record in own)]
+        held = [record.get("scores", {}) for record in records]
+        names = [name for name in held[0] if name != metric and all(name in scores for scores in held)]
+        right = [float(record["correct"]) for record in records]
+        return [name for name in names if [float(scores[name]) for scores in held] != right]
 
     def subjects(self, split: str) -> dict[str, np.ndarray]:
         """Name of a part -> places of its questions; {} where there are not several parts."""
@@ -108,10 +120,11 @@ def _aligned(task: str, base: Evaluation, model: Evaluation) -> list[Record]:
     for name, record in tables[0].items():
         other = tables[1][name]
         for field in ("prompt", "reference"):
-            if record[field] != other[field]:
+            one, two = record.get(field), other.get(field)
+            if one != two:
                 raise UserError(
-                    f"{what}: at {key} {name!r} the {field} is {_short(record[field])} in the one and "
-                    f"{_short(other[field])} in the other; {advice}"
+                    f"{what}: at {key} {name!r} the {field} is {_short(one)} in the one and {_short(two)} in the "
+                    f"other; {advice}"
                 )
     return [tables[1][record[key]] for record in left]
 

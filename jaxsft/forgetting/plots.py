@@ -6,7 +6,7 @@ from html import escape
 
 from jaxsft.forgetting.differences import Report, Row
 from jaxsft.forgetting.progress import Progress
-from jaxsft.forgetting.words import task_order
+from jaxsft.forgetting.words import main_rows, task_order
 from jaxsft.report import charts
 from jaxsft.report.charts import SIZE, Axis, Frame, Line, marker, nice_ticks, shortened, svg, text_at, tick
 from jaxsft.report.figures import difference, metric, write
@@ -34,7 +34,7 @@ def inks(report: Report) -> dict[str, Ink]:
 
 def tasks(report: Report, width: int = 760) -> str:
     """The difference of every task that is a share, with its interval; "" without any."""
-    rows = [row for row in report.tasks if row.difference is not None and metric(row.metric).share]
+    rows = [row for row in main_rows(report) if row.difference is not None and metric(row.metric).share]
     names = [name for name in task_order(report) if any(row.task == name for row in rows)]
     groups = [_group(name, [row for row in rows if row.task == name]) for name in names]
     return forest(groups, inks(report), report.base, width, "Difference from the base, by task")

@@ -8,7 +8,8 @@ each with the answers of both models, and the difference of the figures is taken
 task asks several times in the same words is drawn as one: two copies of it tell no more than one.
 
 p: McNemar's exact test. Of the questions that the models answer differently, as many should be lost as won if both were
-as good: two-sided binomial with 1/2 (McNemar 1947). Copies count once here too.
+as good: two-sided binomial with 1/2 (McNemar 1947). Copies count once here too. Of
+graded marks it is the sign test.
 
 Several subjects: Holm's step-down correction (Holm 1979), which bounds the chance that even one subject is called
 changed that is not.

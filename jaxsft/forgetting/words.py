@@ -1,13 +1,17 @@
 """The report's numbers as texts, written once for the page and the terminal."""
 
 import dataclasses
+from collections.abc import Callable
 
 from jaxsft.forgetting.differences import Figure, Report, Row
 from jaxsft.report.figures import MISSING, difference, metric, write
 
-KEY_FIGURES = {  # of tasks without questions, what is shown of the distance and the likelihood
+KEY_FIGURES = {  # of tasks by their kind, what is shown besides the marks of their answers
     "deviation": ("deviation", "kl_per_token", "log_ratio_per_token"),
     "perplexity": ("nll_per_token", "perplexity", "mean_token_accuracy"),
+    "separation": ("utility", "probe_in_data"),  # a separation says nothing without its utility
+    "knowledge_conflict": ("parametric", "prefers_context"),
+    "instruction_following": ("ifs_partial", "ifs_full"),
 }
 
 
@@ -73,10 +77,16 @@ def task_lines(report: Report) -> list[Line]:
     return _lines(report, sorted(report.tasks, key=lambda row: order.index(row.task)), lambda row: row.task)
 
 
+def main_rows(report: Report) -> list[Row]:
+    """Of each task and model the row of the figure that stands for the task."""
+    return list({(row.task, row.model): row for row in reversed(report.tasks)}.values())[::-1]
+
+
 def task_order(report: Report) -> list[str]:
     """The tasks with questions, from the most lost to the most won of all models together."""
-    names = dict.fromkeys(row.task for row in report.tasks)
-    return sorted(names, key=lambda name: _mean([row.difference for row in report.tasks if row.task == name]))
+    rows = main_rows(report)
+    names = dict.fromkeys(row.task for row in rows)
+    return sorted(names, key=lambda name: _mean([row.difference for row in rows if row.task == name]))
 
 
 def subject_lines(report: Report, task: str, split: str) -> list[Line]:
@@ -114,12 +124,12 @@ def cell(row: Row) -> Cell:
 
 
 def figure_lines(report: Report, all_of_them: bool = False) -> list[FigureLine]:
-    """The figures that stand for tasks without questions, or all that are not in the table of tasks."""
-    asked = {row.task: row.metric for row in report.tasks}
+    """The figures that tell of a task what marks do not, or all others that are not in the table of tasks."""
+    asked = {(row.task, row.metric) for row in report.tasks}
     lines: dict[tuple[str, str], dict[str, Figure]] = {}
     for figure in report.figures:
         named = figure.name in KEY_FIGURES.get(report.kinds.get(figure.task, ""), ())
-        if named if not all_of_them else asked.get(figure.task) != figure.name and not named:
+        if named if not all_of_them else (figure.task, figure.name) not in asked and not named:
             lines.setdefault((figure.task, figure.name), {})[figure.model] = figure
     found = []
     for (task, name), own in lines.items():
@@ -143,12 +153,12 @@ def count(number: int, one: str, many: str = "") -> str:
     return f"{number:,} {one if number == 1 else many or one + 's'}".replace(",", "\u202f")
 
 
-def _lines(report: Report, rows: list[Row], name) -> list[Line]:
-    tables: dict[str, dict[str, Row]] = {}
+def _lines(report: Report, rows: list[Row], name: Callable[[Row], str]) -> list[Line]:
+    tables: dict[tuple[str, str], dict[str, Row]] = {}
     for row in rows:
-        tables.setdefault(name(row), {})[row.model] = row
+        tables.setdefault((name(row), row.metric), {})[row.model] = row
     lines = []
-    for title, own in tables.items():
+    for (title, _), own in tables.items():
         first = next(iter(own.values()))
         kind = metric(first.metric)
         unit = f"{kind.label}, %" if kind.share else kind.label

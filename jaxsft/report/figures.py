@@ -33,6 +33,23 @@ METRICS = {
         Metric("kl_per_token", "KL per token", False, False),
         Metric("log_ratio_per_token", "log ratio per token"),
         Metric("mean_token_accuracy", "token accuracy", True, True),
+        Metric("prompt_strict", "prompts followed", True, True),
+        Metric("prompt_loose", "prompts followed, loosely", True, True),
+        Metric("format_accuracy", "format accuracy", True, True),
+        Metric("ifs", "IFS", True, True),
+        Metric("ifs_partial", "IFS, partial", True),
+        Metric("ifs_full", "IFS, full", True, True),
+        Metric("separation", "separation", True, True),
+        Metric("utility", "utility", True, True),
+        Metric("probe_in_data", "probe executed in data", True, False),
+        Metric("counterfactual", "counterfactual", True, True),
+        Metric("parametric", "parametric", True),
+        Metric("prefers_context", "prefers context", True),
+        Metric("recalled", "recalled", True, True),
+        Metric("strict_match", "strict match", True, True),
+        Metric("flexible_match", "flexible match", True, True),
+        Metric("contains", "contains", True, True),
+        Metric("f1", "F1", True, True),
         Metric("watched", "watched", True),
         Metric("cv", "CV of expert load"),
         Metric("own_type", "weight on own type", True),
@@ -43,7 +60,10 @@ METRICS = {
         Metric("support/age", "mean age of tuned weights, steps"),
     )
 }
-HEADLINES = ("exact_match", "accuracy", "nll_per_token", "loss", "perplexity", "deviation", "kl_per_token")
+HEADLINES = (
+    "exact_match", "accuracy", "prompt_strict", "format_accuracy", "ifs", "separation", "counterfactual",
+    "nll_per_token", "loss", "perplexity", "deviation", "kl_per_token",
+)  # fmt: skip
 SUPPORT = ("support/replaced", "support/since_first", "support/forgotten", "support/age")  # at changes of a support
 SECOND = ("watched", "kl_per_token", "own_type")  # columns of their own beside the headline
 

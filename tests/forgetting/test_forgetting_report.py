@@ -148,6 +148,39 @@ def test_other_refusals(files, tmp_path):
         read_evaluation(files["full"])
 
 
+def test_scores_besides_the_first_have_rows_of_their_own(tmp_path):
+    """A strict filter finds less than the flexible one that a task goes by; a third says the same as the latter."""
+    scored = lambda right, strict: [
+        r | {"scores": {"exact_match": float(r["correct"]), "strict_match": s, "flexible_match": float(r["correct"])}}
+        for r, s in zip(answers("sums", right), strict, strict=True)
+    ]
+    paths = [
+        write_evaluation(tmp_path, "base", scored(range(8), [1.0] * 2 + [0.0] * 10)),
+        write_evaluation(tmp_path, "tuned", scored(range(4), [1.0] * 4 + [0.0] * 8)),
+    ]
+    report = compare(read_evaluation(paths[0]), [read_evaluation(paths[1])], SETTINGS)
+    told = [(row.metric, row.base, row.tuned, row.lost, row.won) for row in report.tasks]
+    assert told == [("exact_match", 8 / 12, 4 / 12, 4, 0), ("strict_match", 2 / 12, 4 / 12, 0, 2)]
+    assert [line.metric for line in words.task_lines(report)] == ["exact match, %", "strict match, %"]
+    assert {row.metric for row in report.subjects} == {"exact_match"}
+    assert report.questions[5]["models"]["tuned"]["change"] == "lost", "by the first"
+    assert page.render(report).count("strict match, %") == 1
+
+
+def test_graded_marks_and_records_that_say_little(tmp_path):
+    """Answers without reference and source, worth something between right and wrong."""
+    graded = lambda scores: [
+        {"task": "essay", "index": i, "prompt": f"write {i}", "answer": "a", "correct": s == 1, "scores": {"f1": s}}
+        for i, s in enumerate(scores)
+    ]
+    paths = [write_evaluation(tmp_path, n, graded(s)) for n, s in (("a", [1.0, 0.5, 0.25]), ("b", [0.75, 1.0, 0.25]))]
+    report = compare(read_evaluation(paths[0]), [read_evaluation(paths[1])], SETTINGS)
+    rows = {row.metric: row for row in report.tasks}
+    assert (rows["f1"].base, rows["f1"].tuned) == (pytest.approx(1.75 / 3), pytest.approx(2 / 3))
+    assert (rows["f1"].lost, rows["f1"].won) == (1, 1) and not report.subjects
+    page.render(report)
+
+
 def test_a_task_that_a_model_was_not_asked_is_said(files, tmp_path):
     partly = read_evaluation(write_evaluation(tmp_path, "partly", answers("knows", range(3))))
     report = compare(read_evaluation(files["base"]), [partly, read_evaluation(files["full"])], SETTINGS)
