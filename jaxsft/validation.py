@@ -42,6 +42,7 @@ CHOICES = {
         "mix",
         "evaluate",
         "synthesize",
+        "export",
         "forgetting",
     ),  # the names in `jaxsft.recipes.stages.KINDS`
     "reduction": ("token_mean", "example_mean"),
@@ -86,7 +87,16 @@ CHOICES = {
     "SearchConfig.kind": ("grid", "nelder_mead"),
     "PruneConfig.score": ("wanda", "magnitude"),
     "CompressConfig.counts": ("stored", "codes"),
-    "SynthesisConfig.method": ("sdft", "self_sample", "self_play"),  # the names in `jaxsft.synthesis.registry.METHODS`
+    "SynthesisConfig.method": (
+        "sdft",
+        "self_sample",
+        "self_play",
+        "lamini",
+        "evol_instruct",
+        "orca",
+        "judge",
+    ),  # the names in `jaxsft.synthesis.registry.METHODS`
+    "merge_base": ("dequantised", "full_precision"),
     "SDFTConfig.template": ("refer", "guide", "math", "earlier_answer"),
     "SDFTConfig.accept": ("chat", "number", "call", "code", "none"),
     "SelfSampleConfig.mode": ("plain", "with_reference"),
@@ -103,6 +113,7 @@ POSITIVE = {
     "size_ratio", "group_size", "multiple", "per_record",
     "cells", "most", "budget",
     "SynthesisConfig.top_p", "SynthesisConfig.max_new_tokens", "samples", "part_rows",
+    "lists", "LaMiniConfig.examples", "wanted", "rounds", "JudgeConfig.scale",
     "ForgettingConfig.draws", "confidence",
 }  # fmt: skip
 NOT_NEGATIVE = {
@@ -115,7 +126,7 @@ NOT_NEGATIVE = {
     "neftune_alpha", "kl_to_base", "l2_to_start", "ewc", "l1", "LoRAMoEConfig.delta", "top_k",
     "MergeConfig.shrink", "SpIELConfig.weights", "SpIELConfig.density", "lora_rank", "gamma", "epsilon",
     "DSnoTConfig.threshold", "DSnoTConfig.power",
-    "SynthesisConfig.temperature", "min_p", "MixConfig.ratio", "LeakConfig.words",
+    "SynthesisConfig.temperature", "min_p", "MixConfig.ratio", "LeakConfig.words", "JudgeConfig.threshold",
 }  # fmt: skip
 AT_MOST_ONE = {
     "keep", "MergeConfig.shrink", "post_ln_alpha", "LoRAMoEConfig.delta", "SpIELConfig.density", "rate",

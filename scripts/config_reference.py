@@ -17,7 +17,7 @@ HEAD = """# The config, field by field
 Written by `python scripts/config_reference.py` from `jaxsft/config/`; edit the docstrings there.
 
 A config is a Python file whose `get_config()` returns one of {roots}
-(`ScoreConfig` and `DisperseConfig` only as the `config` of a recipe's stage).
+(`ScoreConfig`, `DisperseConfig` and `ExportConfig` only as the `config` of a recipe's stage).
 Every field can be set in that file, or on the command line by the path in the first column:
 
 ```

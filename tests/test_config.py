@@ -24,6 +24,7 @@ from jaxsft.config import (
     DisperseConfig,
     EvalConfig,
     EvaluateConfig,
+    ExportConfig,
     ForgettingConfig,
     FormatConfig,
     LeakConfig,
@@ -97,6 +98,7 @@ from jaxsft.synthesis.sdft import TEMPLATES
 from jaxsft.tokens.rows import new_rows
 from jaxsft.training.optimizer import DIRECTIONS, make_horizon, make_optimizer, make_schedule
 from jaxsft.training.program import Program, dtypes
+from jaxsft.training.restore import OpenModel
 from jaxsft.validation import CHOICES, NOT_NEGATIVE, POSITIVE, did_you_mean, from_dict, to_dict, validate
 from tests.data.conftest import make_tokenizer
 from tests.evaluation.folders import make_folder
@@ -112,6 +114,7 @@ KINDS = (
     StageConfig,
     RecipeConfig,
     SynthesisConfig,
+    ExportConfig,
     PruneConfig,
     MergeConfig,
     SearchConfig,
@@ -502,6 +505,16 @@ def _deltas(choice, tmp_path):
     return str(jax.eval_shape(_spiel(dtype=choice).fresh, kernel, jax.random.key(0))["delta"].dtype)
 
 
+def _merged_onto(choice, _):
+    """Whether the weights that a fresh adapter over a quantised base is merged into are the quantised ones."""
+    plain, rounded = {"w": jnp.float32(0.3)}, {"w": jnp.float32(0.25)}
+    method = types.SimpleNamespace(merge=lambda parts: parts.frozen["base"])
+    model = OpenModel(
+        *(None, rounded, {}, method, Parts({}, {"base": rounded}, {}), None, "", None), unquantized=lambda: plain
+    )
+    return model.merged(choice) is rounded
+
+
 REWRITTEN = [  # new answers beside given ones, of which each test lets other ones through
     ("your own response: 3", "3"),
     ("two", "two"),
@@ -552,7 +565,8 @@ READERS = {
     "LeakConfig.on_leak": (_leaking, None),
     "TokensConfig.init": (_tokens_init, None),
     "StageConfig.kind": (lambda choice, _: stages.KINDS[choice].config.__name__, None),
-    "SynthesisConfig.method": (lambda choice, _: METHODS[choice].__name__, None),
+    "SynthesisConfig.method": (lambda choice, _: type(METHODS[choice](SynthesisConfig())).__name__, None),
+    "merge_base": (_merged_onto, {"dequantised": True, "full_precision": False}),
     "SDFTConfig.template": (lambda choice, _: TEMPLATES[choice], None),
     "SDFTConfig.accept": (lambda choice, _: [TESTS[choice](*pair) == "" for pair in REWRITTEN], None),
     "SelfSampleConfig.mode": (lambda choice, _: self_sample.prompt(_row(), SelfSampleConfig(choice)).messages, None),

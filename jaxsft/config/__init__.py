@@ -18,13 +18,22 @@ from jaxsft.config.evaluation import (
     SuiteConfig,
     TaskConfig,
 )
-from jaxsft.config.jobs import DisperseConfig, RecipeConfig, ScoreConfig, StageConfig
+from jaxsft.config.jobs import DisperseConfig, ExportConfig, RecipeConfig, ScoreConfig, StageConfig
 from jaxsft.config.merging import MergeConfig, MergeRule, SearchConfig
 from jaxsft.config.mixing import LeakConfig, MixConfig, RewordConfig
 from jaxsft.config.model import MeshConfig, ModelConfig, NewModelConfig
 from jaxsft.config.objective import ObjectiveConfig, ReferenceConfig, RegularizersConfig
 from jaxsft.config.pruning import DSnoTConfig, PruneConfig
-from jaxsft.config.synthesis import SDFTConfig, SelfPlayConfig, SelfSampleConfig, SynthesisConfig
+from jaxsft.config.synthesis import (
+    EvolInstructConfig,
+    JudgeConfig,
+    LaMiniConfig,
+    OrcaConfig,
+    SDFTConfig,
+    SelfPlayConfig,
+    SelfSampleConfig,
+    SynthesisConfig,
+)
 from jaxsft.config.tokens import TokensConfig
 from jaxsft.config.training import CheckpointConfig, LogConfig, OptimizerConfig, TrainConfig
 
@@ -40,8 +49,12 @@ __all__ = [
     "DisperseConfig",
     "EvalConfig",
     "EvaluateConfig",
+    "EvolInstructConfig",
+    "ExportConfig",
     "ForgettingConfig",
     "FormatConfig",
+    "JudgeConfig",
+    "LaMiniConfig",
     "LeakConfig",
     "LoRAConfig",
     "LoRAMoEConfig",
@@ -55,6 +68,7 @@ __all__ = [
     "NewModelConfig",
     "ObjectiveConfig",
     "OptimizerConfig",
+    "OrcaConfig",
     "PromptConfig",
     "PruneConfig",
     "RecipeConfig",

@@ -107,7 +107,8 @@ class DataConfig:
       fields: see `SourceConfig.fields`.
       sources: a mixture of sources.
       template: "auto" (the tokenizer's own chat template; error if it has none), one of the built-in ones ("chatml",
-        "llama2", "alpaca", "plain", "raw", "openchat"), the path of a `.jinja` file, or "none" (plain text alone).
+        "llama2", "alpaca", "plain", "raw", "openchat", "openbezoar"), the path of a `.jinja` file, or "none" (plain
+        text alone).
       condition: what the template's variable `condition` is, where `classes` give none: "auto" is none in training, and
         in tasks the condition with which the model is asked (see `ClassesConfig.inference`).
       system: system prompt of conversations that bring none; "" adds none.

@@ -65,6 +65,23 @@ class DisperseConfig:
 
 
 @dataclasses.dataclass
+class ExportConfig:
+    """A model folder of what an earlier stage trained, as `scripts/export.py` writes it.
+
+    Attributes:
+      model: the workdir, or an adapter's folder.
+      merge_base: what an adapter over a quantised base is added to: "dequantised", the weights that it was trained
+        with, or "full_precision", those before quantising.
+      dtype: of the files; "auto" is that of the model that the run started from.
+    """
+
+    model: str = ""
+    merge_base: str = "dequantised"
+    dtype: str = "auto"
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+
+@dataclasses.dataclass
 class StageConfig:
     """One stage of a recipe.
 
@@ -73,7 +90,7 @@ class StageConfig:
       kind: what it does: "train" (a `TrainConfig`), "score" (a `ScoreConfig`), "disperse" (a `DisperseConfig`), "merge"
         (a `MergeConfig`), "search" (a `SearchConfig`), "compress" (a `CompressConfig`), "tokens" (a
         `TokensConfig`), "reword" (a `RewordConfig`), "mix" (a `MixConfig`), "evaluate" (a `SuiteConfig`), "synthesize"
-        (a `SynthesisConfig`) or "forgetting" (a `ForgettingConfig`).
+        (a `SynthesisConfig`), "export" (an `ExportConfig`) or "forgetting" (a `ForgettingConfig`).
       config: of the type that `kind` takes; None for "train" is the recipe's `train`.
       changes: field -> value, applied to the config, such as {"objective.name": "sftmix"}.
     """

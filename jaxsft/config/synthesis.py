@@ -52,6 +52,61 @@ class SelfPlayConfig:
 
 
 @dataclasses.dataclass
+class LaMiniConfig:
+    """New instructions from examples, and answers to them (see `jaxsft.synthesis.lamini`).
+
+    Attributes:
+      lists: how often a list of new instructions is asked for.
+      examples: instructions, drawn from the records, that each is asked by.
+      wanted: instructions that each is to have.
+    """
+
+    lists: int = 1000
+    examples: int = 3
+    wanted: int = 5
+
+
+@dataclasses.dataclass
+class EvolInstructConfig:
+    """Instructions made harder in rounds, and answers to them (see `jaxsft.synthesis.evol_instruct`).
+
+    Attributes:
+      rounds: how often each instruction is changed.
+      compare: ask whether a new instruction is the same as the old one; a pass more each round.
+    """
+
+    rounds: int = 4
+    compare: bool = True
+
+
+@dataclasses.dataclass
+class OrcaConfig:
+    """Explained answers under system messages (see `jaxsft.synthesis.orca`).
+
+    Attributes:
+      systems: the messages, of which one is drawn for each record; () takes those of `jaxsft.synthesis.wordings`.
+    """
+
+    systems: tuple[str, ...] = ()
+
+
+@dataclasses.dataclass
+class JudgeConfig:
+    """Records that a judge lets through (see `jaxsft.synthesis.judge`).
+
+    Attributes:
+      file: judgements made elsewhere, records of `row` (the place of a record, counted from 0), `rating`, and perhaps
+        `status` and `reason`; "" asks the model.
+      scale: the best rating; 1 is the worst.
+      threshold: the least rating that is let through.
+    """
+
+    file: str = ""
+    scale: int = 5
+    threshold: float = 4.0
+
+
+@dataclasses.dataclass
 class SynthesisConfig:
     """Records that a model writes from other records, as `scripts/synthesize.py` or a stage of a recipe makes them.
 
@@ -61,8 +116,8 @@ class SynthesisConfig:
       adapter: False asks the base under the model's adapter.
       data: the records that it is given, `template` and `condition` being how it is asked ("auto": as it was trained).
         Without path and sources they are, in a recipe, those of `train`.
-      method: what it is asked for, and what becomes of its answers: "sdft", "self_sample" or "self_play", whose
-        settings stand under their names.
+      method: what it is asked for, and what becomes of its answers: "sdft", "self_sample", "self_play", "lamini",
+        "evol_instruct", "orca" or "judge", whose settings stand under their names.
       temperature: divides the logits; 0 takes the likeliest token.
       top_k: draw from the k likeliest tokens; 0 is all.
       top_p: draw from the likeliest tokens that together reach this probability; 1 is all.
@@ -81,6 +136,10 @@ class SynthesisConfig:
     sdft: SDFTConfig = dataclasses.field(default_factory=SDFTConfig)
     self_sample: SelfSampleConfig = dataclasses.field(default_factory=SelfSampleConfig)
     self_play: SelfPlayConfig = dataclasses.field(default_factory=SelfPlayConfig)
+    lamini: LaMiniConfig = dataclasses.field(default_factory=LaMiniConfig)
+    evol_instruct: EvolInstructConfig = dataclasses.field(default_factory=EvolInstructConfig)
+    orca: OrcaConfig = dataclasses.field(default_factory=OrcaConfig)
+    judge: JudgeConfig = dataclasses.field(default_factory=JudgeConfig)
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0

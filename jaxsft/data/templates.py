@@ -97,6 +97,9 @@ ALPACA = (
     + PLAIN
 )
 
+# OpenBezoar's (arXiv:2404.12195; its model cards): ALPACA with a heading before the system prompt.
+OPENBEZOAR = ALPACA.replace("{{- message.content + '\\n\\n' }}", "{{- '### System:\\n' + message.content + '\\n\\n' }}")
+
 # OpenChat's (arXiv:2309.11235; github.com/imoneoi/openchat, versions 3.2 and 3.5): the condition stands in both
 # prefixes of every turn, and each prefix and message is tokenised by itself. A word-start mark, where the tokenizer has
 # one, is the blank behind the colon.
@@ -119,8 +122,16 @@ END_OF_TURN = "<|end_of_turn|>"
 
 SEPARATOR = chr(0x100001)  # what `piece` writes while rendering
 GENERATION_TAG = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
-BUILT_IN = {"chatml": CHATML, "llama2": LLAMA2, "alpaca": ALPACA, "plain": PLAIN, "raw": RAW, "openchat": OPENCHAT}
-NEEDS_EOS = ("llama2", "alpaca", "plain", "raw")
+BUILT_IN = {
+    "chatml": CHATML,
+    "llama2": LLAMA2,
+    "alpaca": ALPACA,
+    "plain": PLAIN,
+    "raw": RAW,
+    "openchat": OPENCHAT,
+    "openbezoar": OPENBEZOAR,
+}
+NEEDS_EOS = ("llama2", "alpaca", "plain", "raw", "openbezoar")
 REASONING_FIELDS = ("reasoning_content", "thinking", "reasoning")
 
 

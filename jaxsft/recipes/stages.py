@@ -11,6 +11,7 @@ from jaxsft.compression.run import compress_or_find
 from jaxsft.config import (
     CompressConfig,
     DisperseConfig,
+    ExportConfig,
     ForgettingConfig,
     MergeConfig,
     MixConfig,
@@ -34,6 +35,7 @@ from jaxsft.scoring.confidence import score_confidence
 from jaxsft.scoring.context import score_context
 from jaxsft.synthesis.run import RECORDS, synthesize
 from jaxsft.tokens.add import add_or_find
+from jaxsft.training.exported import export_or_find
 from jaxsft.training.runs import weights_fingerprint
 from jaxsft.training.train import train
 
@@ -84,5 +86,6 @@ KINDS: dict[str, Kind] = {
     "mix": Kind(MixConfig, mix, _digest(RECORDS)),
     "evaluate": Kind(SuiteConfig, _evaluate, _digest(EVALUATION)),
     "synthesize": Kind(SynthesisConfig, synthesize, _digest(RECORDS)),
+    "export": Kind(ExportConfig, export_or_find, fingerprint),
     "forgetting": Kind(ForgettingConfig, forgetting, _digest(REPORT)),
 }

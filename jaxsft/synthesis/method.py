@@ -84,7 +84,13 @@ that a method that is run again is given the same answers."""
 
 
 class Method(Protocol):
-    """A method with its settings."""
+    """A method with its settings.
+
+    Attributes:
+      asks: whether a model is asked at all.
+    """
+
+    asks: bool
 
     def __call__(self, rows: Sequence[Row], ask: Ask) -> Written:
         """Asks for what it needs, as often as it needs, and makes records of the answers."""

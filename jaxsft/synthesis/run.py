@@ -23,7 +23,7 @@ from jaxsft.errors import UserError
 from jaxsft.files import write_json, write_text
 from jaxsft.sharding import make_mesh
 from jaxsft.synthesis.method import Answer, Prompt, Written, counts
-from jaxsft.synthesis.registry import make_method
+from jaxsft.synthesis.registry import METHODS
 from jaxsft.synthesis.rows import digest, read_rows
 from jaxsft.training.restore import open_model
 from jaxsft.training.workdir import flatten
@@ -45,11 +45,12 @@ def synthesize(config: SynthesisConfig, output: epath.PathLike) -> str:
     """
     output = epath.Path(output)
     rows = read_rows(config.data)
-    teacher = Teacher(config, output)
+    method = METHODS[config.method](config)
+    teacher = Teacher(config, output) if method.asks else None
     asked = {
         "config": to_dict(config),
-        "template": teacher.template,
-        "weights": teacher.weights,
+        "template": teacher.template if teacher else None,
+        "weights": teacher.weights if teacher else None,
         "data": {"rows": len(rows), "digest": digest(rows)},
     }
     manifest = output / MANIFEST
@@ -57,9 +58,9 @@ def synthesize(config: SynthesisConfig, output: epath.PathLike) -> str:
         found = json.loads(manifest.read_text())
         _compare(asked, {name: found[name] for name in asked}, output)
         return f"{output}: done before; {found['result']}"
-    how = f"asked of {config.model.path} by {teacher.template}"
-    _say(f"{config.method}: {len(rows)} records, {how}; {teacher.sampling}")
-    made = make_method(config)(rows, teacher.ask)
+    how = f", asked of {config.model.path} by {teacher.template}; {teacher.sampling}" if teacher else ""
+    _say(f"{config.method}: {len(rows)} records{how}")
+    made = method(rows, teacher.ask if teacher else _nobody)
     records = [outcome.record for outcome in made.outcomes if outcome.record is not None]
     line = summary(made)
     if not records:
@@ -85,8 +86,12 @@ def summary(made: Written) -> str:
     return ", ".join(parts)
 
 
+def _nobody(name: str, prompts: Sequence[Prompt]) -> list[Answer]:
+    raise AssertionError(f"a method that asks nobody has asked for {name}")
+
+
 class Teacher:
-    """The model that writes, opened when it is first asked.
+    """The model that writes.
 
     Attributes:
       template: how it is asked, for the report.

@@ -58,6 +58,8 @@ TEMPLATES = {
 class SDFT:
     """See the module."""
 
+    asks = True
+
     def __init__(self, settings: SDFTConfig):
         self.template, self.accept = TEMPLATES[settings.template], TESTS[settings.accept]
 

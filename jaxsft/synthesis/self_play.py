@@ -21,6 +21,8 @@ NAME = "self_play"
 class SelfPlay:
     """See the module."""
 
+    asks = True
+
     def __init__(self, settings: SelfPlayConfig):
         self.settings = settings
 

@@ -25,6 +25,8 @@ FORBIDDEN = "a forbidden text in the {}"
 class SelfSample:
     """See the module."""
 
+    asks = True
+
     def __init__(self, settings: SelfSampleConfig):
         self.settings = settings
 

@@ -23,6 +23,7 @@ GOLDEN = {
     "raw": "<s>Be brief.HiHello</s>ByeSo long</s>",
 }
 GOLDEN["alpaca"] = GOLDEN["plain"]
+GOLDEN["openbezoar"] = GOLDEN["plain"].replace("<s>", "<s>### System:\n")  # as its model cards write it
 GOLDEN["openchat"] = (
     "<s>Be brief.</s>User:Hi</s>Assistant:Hello</s>User:Bye</s>Assistant:So long</s>"  # by piece, without a condition
 )
