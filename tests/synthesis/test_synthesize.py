@@ -8,6 +8,7 @@ from jaxsft.config import DataConfig, ModelConfig, SynthesisConfig
 from jaxsft.data.conversation import parse
 from jaxsft.errors import UserError
 from jaxsft.synthesis.run import MANIFEST, RECORDS, synthesize
+from tests.training.test_formats import table
 
 
 @pytest.fixture
@@ -27,6 +28,7 @@ def test_records_and_report(config, tmp_path):
     written = records(tmp_path / "made")
     assert report["records"] == report["kept"] == len(written) > 0
     assert report["kept"] + sum(report["dropped"].values()) == 40, "every answer is accounted for"
+    assert set(report) == set(table("## Written records"))
     assert report["result"] in line and f"{len(written)} kept" in line
     answers = [json.loads(line) for line in (tmp_path / "made" / "answers.jsonl").read_text().splitlines()]
     assert [answer["index"] for answer in answers] == list(range(40))
