@@ -161,6 +161,7 @@ def prepare(config: TaskConfig, subject: Subject, reference: Any | None) -> Task
         score = functools.partial(fn, (params, adapters), compared)
         batches = rows(dataset, config.data, config.batch_size, subject.mesh, name)
         sums = example_sums(score, batches, subject.mesh)
-        return Result(summarize(sums) | by_source(sums, dataset, summarize), [])
+        kept = {name: sums[name] for name in ("log_ratio_sum", "kl_sum", "weight_sum")}
+        return Result(summarize(sums) | by_source(sums, dataset, summarize), [], examples=kept)
 
     return Task(name, str(dataset.report), dataset.fingerprint, measure)

@@ -113,7 +113,8 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
             "cut": report.cut,
             "dropped": report.dropped,
         }
-        return Result(figures | by_source(sums, dataset, summarize), [])
+        kept = {name: sums[name] for name in ("nll_sum", "weight_sum")}
+        return Result(figures | by_source(sums, dataset, summarize), [], examples=kept)
 
     return Task(name, str(report), dataset.fingerprint, measure)
 

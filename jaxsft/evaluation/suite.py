@@ -5,6 +5,7 @@ import json
 from typing import Any
 
 import jax
+import numpy as np
 from etils import epath
 
 from jaxsft import __version__
@@ -29,12 +30,14 @@ class Evaluation:
       records: one for each question of all tasks, as JSON.
       headlines: task's name -> what it found, in half a line.
       files: of tasks that write some, what the name of the file ends in -> its text.
+      examples: of tasks that score examples, name -> `Result.examples`; not written.
     """
 
     figures: dict[str, Any]
     records: list[dict[str, Any]]
     headlines: dict[str, str]
     files: dict[str, str] = dataclasses.field(default_factory=dict)
+    examples: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
 
     def write(self, output: epath.PathLike) -> epath.Path | None:
         """Writes the figures to `output`; beside it the records, if there are any, as JSON Lines, whose path is
@@ -68,18 +71,19 @@ def evaluate(config: EvaluateConfig | SuiteConfig) -> Evaluation:
     subject = Subject(model.decoder, model.tokenizer, model.source, mesh, *run, epath.Path(path).name)
     # all is read before work begins
     prepared = [prepare(task, subject, model.template, reference, model.condition) for task in tasks]
-    tables, records, headlines, files = {}, [], {}, {}
+    tables, records, headlines, files, examples = {}, [], {}, {}, {}
     for task, ready in zip(tasks, prepared):
         _say(f"{ready.name}: {task.task} of {path} on {jax.device_count()} x {jax.devices()[0].device_kind}")
         _say(ready.report)
         result: Result = ready.measure(model.params, model.adapters)
         tables[ready.name] = {"task": task.task, **result.figures}
         records += result.records
+        examples |= {ready.name: result.examples} if result.examples else {}
         files |= {f"{ready.name}.{of}{suffix}": text for of, (suffix, text) in result.files.items()}
         headlines[ready.name] = headline(task, result)
     named = {"tasks": tables} if suite else tables[prepared[0].name]
     figures = {"model": path, **named, "config": to_dict(_resolved(config, model)), "version": __version__}
-    return Evaluation(figures, records, headlines, files)
+    return Evaluation(figures, records, headlines, files, examples)
 
 
 def _open_reference(model: OpenModel, config: EvaluateConfig | SuiteConfig, mesh: Any) -> OpenModel | None:

@@ -49,11 +49,14 @@ class Result(NamedTuple):
         are several parts.
       records: one for each question, as JSON; empty for tasks that ask none.
       files: what else is written, for other programs: name -> (suffix of the file, text).
+      examples: of tasks that score examples, what their figures are sums of: name -> float64 [examples], in the order
+        of the data.
     """
 
     figures: dict[str, Any]
     records: list[dict[str, Any]]
     files: dict[str, tuple[str, str]] = {}  # noqa: RUF012 (never changed)
+    examples: dict[str, np.ndarray] = {}  # noqa: RUF012 (likewise)
 
     @property
     def numbers(self) -> dict[str, float]:

@@ -11,8 +11,9 @@ from jaxsft.errors import UserError
 from jaxsft.evaluation.registry import FIGURES
 from jaxsft.forgetting.evaluations import Evaluation, Record
 from jaxsft.forgetting.pairing import SPLITS, Questions, pair
-from jaxsft.forgetting.statistics import Marks, changed, figures, holm, interval, mcnemar
+from jaxsft.forgetting.statistics import Marks, changed, figures, holm, interval, mcnemar, normal_interval, ratio_error
 
+DISTANCES = {"deviation": "log_ratio_sum", "log_ratio_per_token": "log_ratio_sum", "kl_per_token": "kl_sum"}
 CLOSE = 1e-6  # of a figure to the mean of the marks that it is of
 
 
@@ -76,7 +77,13 @@ class Row:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A single number of a task of one model, beside the base's; None where one of them has none."""
+    """A single number of a task of one model, beside the base's; None where one of them has none.
+
+    Attributes:
+      low: lower end of the interval of the difference, or of the figure itself where the base has none; None where
+        there is nothing that an interval could be made of.
+      high: upper end.
+    """
 
     model: str
     task: str
@@ -84,6 +91,8 @@ class Figure:
     base: float | None
     tuned: float | None
     difference: float | None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclasses.dataclass
@@ -162,7 +171,7 @@ def compare(base: Evaluation, models: list[Evaluation], settings: Settings) -> R
         {task: told.get("task", "") for evaluation in (*models, base) for task, told in evaluation.tasks.items()},
         [corrected[row.model, row.task, row.metric] for row in tasks],
         subjects,
-        _figures(base, models),
+        _figures(base, models, settings),
         [line for questions in asked for line in _lines(questions)],
         [],
         remarks,
@@ -214,7 +223,7 @@ def _check(questions: Questions, evaluation: Evaluation, name: str) -> None:
         )
 
 
-def _figures(base: Evaluation, models: list[Evaluation]) -> list[Figure]:
+def _figures(base: Evaluation, models: list[Evaluation], settings: Settings) -> list[Figure]:
     """Every single number of the tasks, in the order in which they come."""
     found = []
     tasks = dict.fromkeys(task for evaluation in (base, *models) for task in evaluation.tasks)
@@ -225,8 +234,44 @@ def _figures(base: Evaluation, models: list[Evaluation]) -> list[Figure]:
             for model, side in zip(models, sides[1:]):
                 value = finite(side.get(name))
                 difference = None if None in (start, value) else value - start
-                found.append(Figure(model.name, task, name, start, value, difference))
+                kept = base.examples.get(task, {}), model.examples.get(task, {})
+                ends = of_examples(name, *kept, value if difference is None else difference, settings.confidence)
+                found.append(Figure(model.name, task, name, start, value, difference, *ends))
     return found
+
+
+def of_examples(
+    name: str, base: dict[str, np.ndarray], tuned: dict[str, np.ndarray], value: float | None, confidence: float
+) -> tuple[float | None, float | None]:
+    """The interval of a figure of likelihoods: of the difference of `nll_per_token` and of `perplexity` from the
+    base's, and of a distance itself; (None, None) for other figures, and where what they are sums of was not kept.
+
+    Args:
+      name: the figure's.
+      base: what the base's figures are sums of, see `jaxsft.evaluation.task.Result`.
+      tuned: likewise, of the fine-tuned model.
+      value: the difference, or the distance.
+      confidence: of the interval.
+    """
+    weights = tuned.get("weight_sum")
+    if value is None or weights is None:
+        return None, None
+    used = weights != 0
+    weights, ratio = weights[used], lambda values: values.sum() / weights.sum()
+    if name in DISTANCES and DISTANCES[name] in tuned:
+        values = tuned[DISTANCES[name]][used]
+        if name == "deviation":  # the mean over examples of their own means
+            values, weights = values / weights, np.ones(len(values))
+        parts = values - value * weights
+    elif name in ("nll_per_token", "perplexity") and np.array_equal(base.get("weight_sum"), tuned["weight_sum"]):
+        sides = [side["nll_sum"][used] for side in (base, tuned)]
+        grown = [np.exp(ratio(side)) if name == "perplexity" else 1.0 for side in sides]  # the derivative
+        before, after = (slope * (side - ratio(side) * weights) for slope, side in zip(grown, sides))
+        parts = after - before
+    else:
+        return None, None
+    low, high = normal_interval(value, ratio_error(parts, weights), confidence)
+    return finite(low), finite(high)
 
 
 def _lines(questions: Questions) -> list[dict[str, Any]]:

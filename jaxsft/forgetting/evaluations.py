@@ -1,13 +1,17 @@
 """What scripts/evaluate.py wrote of a model, read back: its figures, and its answers question by question."""
 
 import dataclasses
+import io
 import json
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from jaxsft.errors import UserError
+from jaxsft.files import write_bytes
 
+SUMS = ".npz"  # what `write_examples` writes
 NEEDED = ("task", "index", "prompt", "answer", "correct")
 
 Record = dict[str, Any]
@@ -23,6 +27,7 @@ class Evaluation:
       name: what reports call it.
       tasks: name -> figures.
       records: task -> the answers, in their order; tasks that ask nothing are not there.
+      examples: task -> what its figures are sums of, see `jaxsft.evaluation.task.Result`; where it was kept.
     """
 
     file: str
@@ -30,6 +35,7 @@ class Evaluation:
     name: str
     tasks: dict[str, dict[str, Any]]
     records: dict[str, list[Record]]
+    examples: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
 
 
 def read_evaluation(path: epath.PathLike, name: str = "") -> Evaluation:
@@ -66,7 +72,30 @@ def read_evaluation(path: epath.PathLike, name: str = "") -> Evaluation:
         records.setdefault(record["task"], []).append(record)
     if unknown := sorted(records.keys() - tasks.keys()):
         raise UserError(f"{answers} has answers to {unknown[0]!r}, of which {path} has no figures; write both again.")
-    return Evaluation(str(path), figures["model"], name or figures["model"], tasks, records)
+    named = name or figures["model"]
+    return Evaluation(str(path), figures["model"], named, tasks, records, _read_examples(path.with_suffix(SUMS)))
+
+
+def write_examples(path: epath.PathLike, examples: dict[str, dict[str, np.ndarray]]) -> None:
+    """Keeps what likelihoods are sums of, beside a file of figures; intervals are made of it."""
+    columns = {f"{task}/{name}": values for task, own in examples.items() for name, values in own.items()}
+    if columns:
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **columns)
+        write_bytes(epath.Path(path).with_suffix(SUMS), buffer.getvalue())
+
+
+def _read_examples(path: epath.Path) -> dict[str, dict[str, np.ndarray]]:
+    found: dict[str, dict[str, np.ndarray]] = {}
+    if path.exists():
+        try:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as held:
+                for column in held.files:
+                    task, _, name = column.rpartition("/")
+                    found.setdefault(task, {})[name] = held[column]
+        except (OSError, ValueError, EOFError) as error:
+            raise UserError(f"{path} cannot be read ({error}); remove it, or measure the model again.") from error
+    return found
 
 
 def _record(line: str, where: str) -> Record:

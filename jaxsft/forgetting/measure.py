@@ -9,7 +9,7 @@ from etils import epath
 from jaxsft.config import DataConfig, ForgettingConfig, SuiteConfig, TaskConfig
 from jaxsft.errors import UserError
 from jaxsft.evaluation.suite import evaluate
-from jaxsft.forgetting.evaluations import Evaluation, read_evaluation
+from jaxsft.forgetting.evaluations import Evaluation, read_evaluation, write_examples
 from jaxsft.forgetting.prompting import asked, common, prompting
 from jaxsft.report.read import unique_names
 
@@ -23,7 +23,8 @@ def measure(config: ForgettingConfig, folder: epath.PathLike) -> tuple[list[Eval
 
     Args:
       config: validated.
-      folder: evaluations are written to `evaluations/` in it, as scripts/evaluate.py would.
+      folder: evaluations are written to `evaluations/` in it, as scripts/evaluate.py would, and beside them what their
+        likelihoods are sums of.
 
     Returns:
       The evaluations, the base's first; with several processes those of process 0, and none on others. And remarks on
@@ -52,6 +53,7 @@ def measure(config: ForgettingConfig, folder: epath.PathLike) -> tuple[list[Eval
         if jax.process_index() == 0:
             file = folder / EVALUATIONS / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', name)}.json"
             result.write(file)
+            write_examples(file, result.examples)
             found.append(read_evaluation(file, name))
     return found, remarks
 

@@ -11,6 +11,9 @@ p: McNemar's exact test. Of the questions that the models answer differently, as
 as good: two-sided binomial with 1/2 (McNemar 1947). Copies count once here too. Of
 graded marks it is the sign test.
 
+Likelihoods, as sums over examples, get symmetric intervals from the linearised standard error of their ratio. There are
+many examples, and what one weighs is seen at once, so that nothing need be drawn; differences are paired here too.
+
 Several subjects: Holm's step-down correction (Holm 1979), which bounds the chance that even one subject is called
 changed that is not.
 """
@@ -81,6 +84,26 @@ def interval(marks: Marks, draws: int = 10_000, confidence: float = 0.95, seed: 
     tail = (1 - confidence) / 2
     low, high = np.quantile(differences, (tail, 1 - tail))
     return float(low), float(high)
+
+
+def ratio_error(parts: np.ndarray, weights: np.ndarray) -> float:
+    """The standard error of a ratio of sums over examples, by linearisation (Cochran 1977, section 6.4).
+
+    Args:
+      parts: float64 [examples], each example's v_i - r w_i, where r = sum v / sum w.
+      weights: float64 [examples], w_i.
+
+    Returns:
+      sqrt(n / (n - 1) sum_i parts_i^2) / sum_i w_i; nan for fewer than two examples.
+    """
+    count = len(parts)
+    return float(np.sqrt(count / (count - 1) * np.square(parts).sum()) / weights.sum()) if count > 1 else float("nan")
+
+
+def normal_interval(value: float, error: float, confidence: float) -> tuple[float, float]:
+    """The symmetric interval of a normal law around a value."""
+    half = float(stats.norm.ppf(0.5 + confidence / 2)) * error
+    return value - half, value + half
 
 
 def changed(marks: Marks) -> tuple[int, int]:

@@ -20,7 +20,7 @@ def summary(report: Report, questions: int = 4) -> str:
             "tasks of a model, or the subjects of a task."
         )
     if distances := figure_lines(report):
-        rows = [["", "base", *(part for model in report.models for part in (model, ""))]]
+        rows = [["", "base", *(part for model in report.models for part in (model, "", ""))]]
         rows += [[f"{line.task}, {line.metric}", line.base, *(t for c in line.cells for t in c)] for line in distances]
         parts.append(aligned(rows))
     if lost := _most_lost(report):

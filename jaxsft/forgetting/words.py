@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable
 
 from jaxsft.forgetting.differences import Figure, Report, Row
-from jaxsft.report.figures import MISSING, difference, metric, write
+from jaxsft.report.figures import MISSING, Metric, difference, metric, write
 
 KEY_FIGURES = {  # of tasks by their kind, what is shown besides the marks of their answers
     "deviation": ("deviation", "kl_per_token", "log_ratio_per_token"),
@@ -63,12 +63,13 @@ class Line:
 
 @dataclasses.dataclass(frozen=True)
 class FigureLine:
-    """A number of a task: the base's, and of each model the value and the signed difference."""
+    """A number of a task: the base's, and of each model the value, the signed difference, and the interval of it, or of
+    the value where the base has none."""
 
     task: str
     metric: str
     base: str
-    cells: list[tuple[str, str]]
+    cells: list[tuple[str, str, str]]
 
 
 def task_lines(report: Report) -> list[Line]:
@@ -136,11 +137,18 @@ def figure_lines(report: Report, all_of_them: bool = False) -> list[FigureLine]:
         kind, start = metric(name), next(iter(own.values())).base
         unit = f"{kind.label}, %" if kind.share else kind.label
         cells = [own.get(model) for model in report.models]
-        values = [
-            ("", "") if c is None else (write(c.tuned, kind), difference(c.difference, kind, c.tuned)) for c in cells
-        ]
-        found.append(FigureLine(task, unit, write(start, kind), values))
+        found.append(FigureLine(task, unit, write(start, kind), [_figure(cell, kind) for cell in cells]))
     return found
+
+
+def _figure(figure: Figure | None, kind: Metric) -> tuple[str, str, str]:
+    if figure is None:
+        return "", "", ""
+    told, ends = difference(figure.difference, kind, figure.tuned), ""
+    if figure.low is not None and figure.high is not None:
+        form = difference if told else write
+        ends = f"[{form(figure.low, kind, like=figure.tuned)}, {form(figure.high, kind, like=figure.tuned)}]"
+    return write(figure.tuned, kind), told, ends
 
 
 def p_value(p: float) -> str:

@@ -10,6 +10,7 @@ from etils import epath
 from jaxsft.config import (
     DisperseConfig,
     MixConfig,
+    PromptConfig,
     RecipeConfig,
     RewordConfig,
     SourceConfig,
@@ -22,6 +23,7 @@ from jaxsft.recipes.stages import KINDS
 from jaxsft.validation import did_you_mean, validate
 
 NAME = re.compile(r"[a-z0-9_]+")
+PROMPTS = ("question", "preamble")  # fields whose braces stand for parts of a question, not for stages
 PLACEHOLDER = re.compile(r"\{(\w+)\}")
 
 
@@ -138,5 +140,7 @@ def _map_strings(tree: Any, function: Any) -> Any:
         return {key: _map_strings(value, function) for key, value in tree.items()}
     if dataclasses.is_dataclass(tree):
         for field in dataclasses.fields(tree):
+            if isinstance(tree, PromptConfig) and field.name in PROMPTS:
+                continue
             setattr(tree, field.name, _map_strings(getattr(tree, field.name), function))
     return tree

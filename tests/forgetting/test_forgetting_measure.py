@@ -91,6 +91,10 @@ def test_a_stage_of_a_recipe_measures_base_and_model(tmp_path, capsys):
     figures = {(f["task"], f["name"]): f for f in found["figures"]}
     assert figures["moved", "kl_per_token"]["tuned"] > 0 and figures["moved", "kl_per_token"]["base"] is None
     assert figures["pretraining", "nll_per_token"]["base"] < figures["pretraining", "nll_per_token"]["tuned"]
+    moved = figures["moved", "kl_per_token"]
+    assert moved["low"] < moved["tuned"] < moved["high"]
+    of_text = figures["pretraining", "perplexity"]
+    assert of_text["low"] is None and of_text["difference"] > 0, "one example says nothing of another"
     told = json.loads((folder / "evaluations" / "world-chat.json").read_text())
     assert rows["cloze"]["tuned"] == told["tasks"]["cloze"]["exact_match"]
     assert "done" in (run(recipe, str(tmp_path / "work")) and capsys.readouterr().out.split("told: forgetting")[-1])

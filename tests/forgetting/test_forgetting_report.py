@@ -72,8 +72,8 @@ def test_subjects_add_up_to_the_task(report):
 
 def test_figures_without_questions_stand_beside_the_bases(report):
     figures = {(f.model, f.task, f.name): f for f in report.figures}
-    assert dataclasses.astuple(figures["full", "text", "nll_per_token"])[3:] == (1.5, 2.5, 1.0)
-    assert dataclasses.astuple(figures["full", "moved", "deviation"])[3:] == (None, 0.25, None)
+    assert dataclasses.astuple(figures["full", "text", "nll_per_token"])[3:] == (1.5, 2.5, 1.0, None, None)
+    assert dataclasses.astuple(figures["full", "moved", "deviation"])[3:] == (None, 0.25, None, None, None)
     assert ("lora", "moved", "deviation") in figures and figures["lora", "moved", "deviation"].tuned is None
 
 

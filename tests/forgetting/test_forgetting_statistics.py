@@ -5,8 +5,19 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from jaxsft.forgetting.statistics import Marks, changed, figures, holm, interval, mcnemar
+from jaxsft.forgetting.differences import of_examples
+from jaxsft.forgetting.statistics import (
+    Marks,
+    changed,
+    figures,
+    holm,
+    interval,
+    mcnemar,
+    normal_interval,
+    ratio_error,
+)  # fmt: skip
 
 
 def drawn(random, n, copies=1):
@@ -78,6 +89,53 @@ def test_copies_are_lost_once():
     marks = Marks(np.array([1.0, 1, 0, 0]), np.array([0.0, 0, 1, 0]), np.array([7, 7, 8, 9]))
     assert changed(marks) == (1, 1)
     assert figures(marks) == (0.5, 0.25), "but count as often as they are asked"
+
+
+def test_errors_of_ratios_are_those_of_means_where_weights_are_equal():
+    values = np.random.default_rng(0).normal(2, 3, 50)
+    mean = values.mean()
+    assert ratio_error(values - mean, np.ones(50)) == pytest.approx(stats.sem(values))
+    low, high = normal_interval(mean, stats.sem(values), 0.9)
+    assert (low, high) == pytest.approx(stats.norm.interval(0.9, mean, stats.sem(values)))
+    assert math.isnan(ratio_error(np.zeros(1), np.ones(1)))
+
+
+def test_intervals_of_likelihoods_cover_what_they_promise():
+    """Examples of unequal length, both models' losses of one share noise; true figures from very many of them."""
+
+    def drawn(random, n):
+        weights = random.integers(1, 30, n).astype(float)
+        base = weights * random.normal(2, 0.3, n)
+        return weights, base, base + weights * random.normal(0.1, 0.2, n) + 0.2
+
+    random, runs = np.random.default_rng(2), 400
+    weights, base, tuned = drawn(random, 400_000)
+    ratio = lambda values, weights: values.sum() / weights.sum()
+    nll = [ratio(values, weights) for values in (base, tuned)]
+    truth = {"nll_per_token": nll[1] - nll[0], "perplexity": np.exp(nll[1]) - np.exp(nll[0]), "kl_per_token": nll[1]}
+    truth["deviation"] = (tuned / weights).mean()
+    covered = dict.fromkeys(truth, 0)
+    for _ in range(runs):
+        weights, base, tuned = drawn(random, 200)
+        nll = [ratio(values, weights) for values in (base, tuned)]
+        sides = [{"nll_sum": values, "weight_sum": weights} for values in (base, tuned)]
+        sides[1] |= {"kl_sum": tuned, "log_ratio_sum": tuned}
+        found = {"nll_per_token": nll[1] - nll[0], "perplexity": np.exp(nll[1]) - np.exp(nll[0])}
+        found |= {"kl_per_token": nll[1], "deviation": (tuned / weights).mean()}
+        for name, value in found.items():
+            low, high = of_examples(name, *sides, value, 0.95)
+            covered[name] += low <= truth[name] <= high
+    for count in covered.values():
+        assert abs(count / runs - 0.95) < 3 * math.sqrt(0.95 * 0.05 / runs) + 0.005
+
+
+def test_figures_that_no_interval_is_for():
+    sums = {"nll_sum": np.ones(3), "weight_sum": np.ones(3)}
+    assert of_examples("tokens", sums, sums, 1.0, 0.95) == (None, None)
+    assert of_examples("nll_per_token", {}, sums, 1.0, 0.95) == (None, None)
+    other = {"nll_sum": np.ones(2), "weight_sum": np.ones(2)}
+    assert of_examples("perplexity", other, sums, 1.0, 0.95) == (None, None), "other examples"
+    assert of_examples("kl_per_token", {}, {}, 1.0, 0.95) == (None, None)
 
 
 @pytest.mark.parametrize("lost, won", [(0, 0), (0, 6), (1, 8), (5, 5), (9, 3), (30, 12)])

@@ -11,7 +11,18 @@ from pathlib import Path
 
 import pytest
 
-from jaxsft.config import DataConfig, ModelConfig, RecipeConfig, ScoreConfig, StageConfig, SuiteConfig, TrainConfig
+from jaxsft.config import (
+    DataConfig,
+    ModelConfig,
+    PromptConfig,
+    RecipeConfig,
+    ScoreConfig,
+    ShotsConfig,
+    StageConfig,
+    SuiteConfig,
+    TaskConfig,
+    TrainConfig,
+)
 from jaxsft.errors import UserError
 from jaxsft.objectives.registry import make_objective
 from jaxsft.objectives.sft import SFT
@@ -240,3 +251,13 @@ def test_the_reference_run_of_the_world_is_plain_whatever_the_target_is(monkeypa
     config.objective.mu, config.objective.lambda_scope = 0.5, "token"
     assert case["run"](config, "somewhere") == "somewhere"
     assert make_objective(planned[0].config.objective) == SFT()
+
+
+def test_braces_of_a_prompt_are_no_stages(tmp_path):
+    """Only what names a file or a model may refer to an earlier stage."""
+    prompt = PromptConfig(question="Q: {question}", preamble="On {subject}.", shots=ShotsConfig(1, "{first}/x.jsonl"))
+    suite = SuiteConfig([TaskConfig("it", "generation", prompt=prompt)], ModelConfig("{first}"))
+    stages = plan(RecipeConfig(stages=[StageConfig("first"), StageConfig("second", "evaluate", suite)]), tmp_path)
+    asked = stages[1].resolved().tasks[0].prompt
+    assert (asked.question, asked.preamble) == ("Q: {question}", "On {subject}.")
+    assert asked.shots.path == f"{tmp_path}/first/x.jsonl" and stages[1].inputs == ("first",)
