@@ -64,6 +64,7 @@ def _do(stage: Stage, inputs: dict[str, str]) -> dict[str, Any]:
     """Does a stage, and records that it is done."""
     kind = KINDS[stage.kind]
     result = kind.run(stage.resolved(), stage.folder)
+    _say(result)
     _wait_for_all(stage.name)
     record = {
         "kind": stage.kind,

@@ -52,7 +52,7 @@ class Row:
         tags = {"source": self.source, "task_type": own.task_type, "tools": own.tools}
         kept = {name: value for name, value in tags.items() if value}
         weight = {} if own.weight == 1.0 else {"weight": own.weight}
-        return {**own.extras, **kept, **weight, **fields}
+        return {**fields, **own.extras, **kept, **weight, **fields}  # fields first and last: they lead, and win
 
     def answered(self, answer: str) -> dict[str, Any]:
         """The record with another text as its last answer."""
