@@ -90,6 +90,7 @@ CHOICES = {
     "SynthesisConfig.method": (
         "sdft",
         "self_sample",
+        "paraphrase",
         "self_play",
         "lamini",
         "evol_instruct",

@@ -41,6 +41,21 @@ class SelfSampleConfig:
 
 
 @dataclasses.dataclass
+class ParaphraseConfig:
+    """Instructions in other words (see `jaxsft.synthesis.paraphrase`).
+
+    Attributes:
+      pattern: regular expression that fits a whole question, whose group `text` is put in other words; "" is all of it.
+      preserve: texts, such as a token, that a new wording has if the old one has.
+      samples: new wordings of each.
+    """
+
+    pattern: str = ""
+    preserve: tuple[str, ...] = ()
+    samples: int = 1
+
+
+@dataclasses.dataclass
 class SelfPlayConfig:
     """Pairs of the given answer and the model's own (see `jaxsft.synthesis.self_play`).
 
@@ -116,8 +131,8 @@ class SynthesisConfig:
       adapter: False asks the base under the model's adapter.
       data: the records that it is given, `template` and `condition` being how it is asked ("auto": as it was trained).
         Without path and sources they are, in a recipe, those of `train`.
-      method: what it is asked for, and what becomes of its answers: "sdft", "self_sample", "self_play", "lamini",
-        "evol_instruct", "orca" or "judge", whose settings stand under their names.
+      method: what it is asked for, and what becomes of its answers: "sdft", "self_sample", "paraphrase", "self_play",
+        "lamini", "evol_instruct", "orca" or "judge", whose settings stand under their names.
       temperature: divides the logits; 0 takes the likeliest token.
       top_k: draw from the k likeliest tokens; 0 is all.
       top_p: draw from the likeliest tokens that together reach this probability; 1 is all.
@@ -135,6 +150,7 @@ class SynthesisConfig:
     method: str = "self_sample"
     sdft: SDFTConfig = dataclasses.field(default_factory=SDFTConfig)
     self_sample: SelfSampleConfig = dataclasses.field(default_factory=SelfSampleConfig)
+    paraphrase: ParaphraseConfig = dataclasses.field(default_factory=ParaphraseConfig)
     self_play: SelfPlayConfig = dataclasses.field(default_factory=SelfPlayConfig)
     lamini: LaMiniConfig = dataclasses.field(default_factory=LaMiniConfig)
     evol_instruct: EvolInstructConfig = dataclasses.field(default_factory=EvolInstructConfig)

@@ -8,6 +8,7 @@ from jaxsft.synthesis.judge import Judge
 from jaxsft.synthesis.lamini import LaMini
 from jaxsft.synthesis.method import Method
 from jaxsft.synthesis.orca import Orca
+from jaxsft.synthesis.paraphrase import Paraphrase
 from jaxsft.synthesis.sdft import SDFT
 from jaxsft.synthesis.self_play import SelfPlay
 from jaxsft.synthesis.self_sample import SelfSample
@@ -15,6 +16,7 @@ from jaxsft.synthesis.self_sample import SelfSample
 METHODS: dict[str, Callable[[SynthesisConfig], Method]] = {
     "sdft": lambda config: SDFT(config.sdft),
     "self_sample": lambda config: SelfSample(config.self_sample),
+    "paraphrase": lambda config: Paraphrase(config.paraphrase),
     "self_play": lambda config: SelfPlay(config.self_play),
     "lamini": lambda config: LaMini(config.lamini, config.seed),
     "evol_instruct": lambda config: EvolInstruct(config.evol_instruct, config.seed),

@@ -7,7 +7,9 @@ import pytest
 
 from jaxsft.errors import UserError
 from jaxsft.models.checkpoint import load_architecture
+from jaxsft.recipes.plan import plan
 from jaxsft.recipes.run import run
+from jaxsft.synthesis.run import synthesize
 from jaxsft.world import records
 from tests.conftest import REPOSITORY
 
@@ -47,6 +49,12 @@ def test_from_a_model_to_what_it_makes_of_the_token(recipe, tmp_path):
     (token,) = load_architecture(work / "tokens").new_ids
     own = json.loads((work / "own" / "synthesis.json").read_text())
     assert own["dropped"]["a forbidden text in the question"] == 1 and own["config"]["model"]["path"] == "world:chat"
+    again = synthesize(made_of(recipe, work), tmp_path / "again")
+    assert "kept" in again, "the same records from the same seed"
+    assert (tmp_path / "again" / "records.jsonl").read_bytes() == (work / "own" / "records.jsonl").read_bytes()
+    for record in map(json.loads, (work / "own" / "records.jsonl").read_text().splitlines()):
+        assert [message["role"] for message in record["messages"]] == ["user", "assistant"]
+        assert record["synthesis"].keys() == {"method", "row", "sample", "mode"} and "<sep>" not in json.dumps(record)
     mixed = [json.loads(text) for text in (work / "mix" / "records.jsonl").read_text().splitlines()]
     report = json.loads((work / "mix" / "mix.json").read_text())
     assert (report["task"], report["wanted"], report["diverse"]) == (8, 20, min(20, report["cache"]))
@@ -69,6 +77,11 @@ def test_from_a_model_to_what_it_makes_of_the_token(recipe, tmp_path):
     assert len(asked) == 8 and all("<sep>" in prompt for prompt in asked)
     assert token == load_architecture("world:chat").vocab_size
     assert run(recipe, str(work)) == line, "nothing is left to do"
+
+
+def made_of(recipe, work):
+    """What the stage of own answers was given."""
+    return next(stage for stage in plan(recipe, work) if stage.name == "own").resolved()
 
 
 def test_the_settings_of_the_paper():

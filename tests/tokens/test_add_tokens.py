@@ -148,6 +148,18 @@ def test_the_text_of_a_message_holds_the_new_token_and_no_other_special_one(tmp_
     assert prompt == ids[: len(prompt)] and prompt.count(258) == 1
 
 
+def test_the_loss_is_of_the_answer_and_its_end_alone(tmp_path):
+    """Neither of the prompt, in which the new token stands, nor of the mark that begins the answer."""
+    add_tokens(TokensConfig("world:chat", ("<sep>",)), tmp_path / "new")
+    tokenizer = load_tokenizer(str(tmp_path / "new"))
+    renderer = Renderer(load_template("auto", tokenizer), tokenizer)
+    turns = [Message("user", "what is <sep> ?"), Message("assistant", "b c d")]
+    (example,) = renderer.examples([(Conversation(turns), "here")])
+    read = [tokenizer.hf.convert_ids_to_tokens(i) for i in example.ids.tolist()]
+    assert read == ["<bos>", "<user>", "what", "is", "<sep>", "?", "<assistant>", "b", "c", "d", "<eos>"]
+    assert example.weights.tolist() == [0.0] * 7 + [1.0] * 4
+
+
 def test_ids_that_only_pad_are_never_drawn(tmp_path, mesh):
     """Not even where their logits are the largest of all."""
     old, _, _ = make(tmp_path)
