@@ -24,6 +24,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
+MOST_COUNTS = 4_000_000  # numbers of a bootstrap that exist at once
+
 
 class Marks(NamedTuple):
     """Both models' marks on the same questions.
@@ -78,7 +80,10 @@ def interval(marks: Marks, draws: int = 10_000, confidence: float = 0.95, seed: 
     if not len(sums):
         return np.nan, np.nan
     rows, counts = np.unique(sums, axis=0, return_counts=True)
-    drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=draws) @ rows
+    random, at_once = np.random.default_rng(seed), max(1, MOST_COUNTS // len(rows))
+    sizes = [min(at_once, draws - begin) for begin in range(0, draws, at_once)]
+    share = counts / counts.sum()
+    drawn = np.concatenate([random.multinomial(counts.sum(), share, size=size) @ rows for size in sizes])
     with np.errstate(invalid="ignore", divide="ignore"):
         differences = drawn[:, 2] / drawn[:, 3] - drawn[:, 0] / drawn[:, 1]
     tail = (1 - confidence) / 2

@@ -4,6 +4,7 @@ import dataclasses
 import html
 import json
 import re
+from pathlib import Path
 
 import pytest
 
@@ -181,6 +182,26 @@ def test_graded_marks_and_records_that_say_little(tmp_path):
     page.render(report)
 
 
+def test_separation_is_a_ratio_of_what_each_model_executes(tmp_path):
+    """a = (1, 1, 0, 1), b = (0, 1, 0, 0) of the base: 2/3; of the model (1, 1, 1, 0), (0, 0, 1, 1): 2/3 too."""
+    told = lambda a, b: [
+        record("sep", i, bool(x and not y), counted=bool(x), reference="w") for i, (x, y) in enumerate(zip(a, b))
+    ]
+    paths = [write_evaluation(tmp_path, "base", told((1, 1, 0, 1), (0, 1, 0, 0)))]
+    paths.append(write_evaluation(tmp_path, "tuned", told((1, 1, 1, 0), (0, 0, 1, 1))))
+    for path in paths:
+        figures = json.loads(Path(path).read_text())
+        figures["tasks"]["sep"] = {"task": "separation", "separation": 2 / 3, "utility": 0.75}
+        Path(path).write_text(json.dumps(figures))
+    report = compare(read_evaluation(paths[0]), [read_evaluation(paths[1])], SETTINGS)
+    (row,) = report.tasks
+    assert (row.base, row.tuned, row.metric) == (pytest.approx(2 / 3), pytest.approx(2 / 3), "separation")
+    assert (row.lost, row.won) == (0, 1), "of the two items that count for both"
+    assert [line.metric for line in words.figure_lines(report)] == ["utility, %"], "never without the other"
+    changes = [q["models"]["tuned"]["change"] for q in report.questions]
+    assert changes == ["kept", "won", "uncounted", "uncounted"]
+
+
 def test_a_task_that_a_model_was_not_asked_is_said(files, tmp_path):
     partly = read_evaluation(write_evaluation(tmp_path, "partly", answers("knows", range(3))))
     report = compare(read_evaluation(files["base"]), [partly, read_evaluation(files["full"])], SETTINGS)
@@ -275,3 +296,16 @@ def test_slopes_are_those_of_the_least_squares_line(tmp_path):
     assert found.slope == pytest.approx(100 * (-150 - 50 + 45 + 75) / 50000)
     assert (found.early, found.late) == (pytest.approx(0.0), pytest.approx(-0.4))
     assert read_progress(str(tmp_path), "no run") == []
+
+
+def test_where_the_format_was_learnt_a_run_may_stop(tmp_path):
+    series = [(0, 0.3), (50, 0.92), (100, 0.921), (150, 0.925), (200, 0.93)]
+    lines = [{"step": s, "split": "format", "ifs": v, "ifs_full": v, "questions": 9} for s, v in series]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (found,) = read_progress(str(tmp_path), "run")
+    assert (found.metric, found.stop) == ("ifs", 150)
+    base, run = (
+        read_evaluation(write_evaluation(tmp_path / name, name, answers("x", [0]))) for name in ("base", "run")
+    )
+    report = tell([base, dataclasses.replace(run, model=str(tmp_path))], SETTINGS, [])
+    assert "The rule of early stopping ends this run at step 150." in text_of(page.render(report))

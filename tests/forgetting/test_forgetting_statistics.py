@@ -66,6 +66,18 @@ def test_intervals_are_the_same_for_a_seed_and_do_not_depend_on_the_order():
     assert interval(marks, draws=50, seed=5) != interval(marks, draws=50, seed=6)
 
 
+def test_graded_marks_are_drawn_in_parts(monkeypatch):
+    """As many different rows as questions: what is drawn at once is bounded, and the law is the same."""
+    random = np.random.default_rng(0)
+    marks = Marks(random.random(300), random.random(300), np.arange(300))
+    spread = stats.sem(marks.model - marks.base)
+    whole = interval(marks, draws=4000)
+    monkeypatch.setattr("jaxsft.forgetting.statistics.MOST_COUNTS", 300 * 7)
+    parts = interval(marks, draws=4000)
+    for low, high in (whole, parts):
+        assert (high - low) / 2 == pytest.approx(1.96 * spread, rel=0.08)
+
+
 def test_a_ratio_counts_what_each_model_counts():
     # the base counts two questions, of which one is right; the model three, of which one
     marks = Marks(
