@@ -16,7 +16,7 @@ def get_config() -> TrainConfig:
     config.data.grouping = "preference"  # the answers of a pair share a row ...
     config.data.max_length = 2048  # ... so that each has up to half of it
 
-    config.objective.name = "dpo"  # ipo, minor_dpo; mrpo for several references
+    config.objective.name = "dpo"  # ipo, minor_dpo, hinge; mrpo for several references
     config.objective.beta = 0.1  # smaller lets the model move further from where it started
     config.objective.label_smoothing = 0.0  # the share of pairs that may be labelled the wrong way round
     config.objective.sft_weight = 0.0  # above 0: keeps the chosen answers from becoming unlikely too

@@ -52,8 +52,8 @@ class ObjectiveConfig:
       label_smoothing: mass given to the uniform distribution; for "dpo" and "mrpo" the share of pairs taken to be
         labelled the wrong way round, below 0.5.
       beta: how strongly a log-ratio to the reference counts, per nat; must be set for "minor_sft" and for the losses on
-        pairs, "dpo", "ipo", "minor_dpo" and "mrpo" (0.1 is usual).
-      ratio: for the same five: the log-ratio is the "sum" over an answer's targets (the papers') or their "mean".
+        pairs, "dpo", "ipo", "minor_dpo", "hinge" and "mrpo" (0.1 is usual).
+      ratio: for the same six: the log-ratio is the "sum" over an answer's targets (the papers') or their "mean".
       form: for "minor_sft": the loss as a "weight" without gradient, or "closed"; both have the same gradient.
       chunk_size: tokens per device whose logits exist at once.
       reference_free: for "dpo" and "ipo": take every answer to be equally likely under the reference.

@@ -7,6 +7,7 @@ tokens (with `ratio = "mean"` means), and z = beta (r_w - r_l):
                 with eps of the labels taken to be wrong: -(1 - eps) log sigma(z) - eps log sigma(-z)
     ipo         (r_w - r_l - 1 / (2 beta))^2                       (Azar et al. 2023, arXiv:2310.12036, equation 17)
     minor_dpo   -log sigma(beta (r_w - max(0, r_l)))               (Xie et al. 2024, arXiv:2408.09834)
+    hinge       max(0, 1 - z)                                      (Zhao et al. 2023, arXiv:2305.10425; SPIN's variant)
 
 each a mean over the pairs of the global batch. `sft_weight` adds the chosen answers' negative log-likelihood, a mean
 over their tokens (the iterative RPO of Pang et al. 2024, arXiv:2404.19733, up to its normalisation). SPIN (Chen et al.
@@ -41,7 +42,7 @@ def preference_loss(
       chosen: r_w, any shape, in nats.
       rejected: r_l, likewise.
       beta: the inverse temperature, positive.
-      kind: "dpo", "ipo" or "minor_dpo".
+      kind: "dpo", "ipo", "minor_dpo" or "hinge".
       label_smoothing: eps, for "dpo", in [0, 0.5).
     """
     if kind == "ipo":
@@ -49,9 +50,11 @@ def preference_loss(
     if kind == "minor_dpo":
         # Where the model is the reference r_l is 0, and the gradient there is that of DPO; `maximum` would halve it.
         rejected = jnp.where(rejected >= 0, rejected, 0)
-    elif kind != "dpo":
+    elif kind not in ("dpo", "hinge"):
         raise ValueError(f"unknown preference loss {kind!r}")
     z = beta * (chosen - rejected)
+    if kind == "hinge":
+        return jax.nn.relu(1 - z)
     return (1 - label_smoothing) * jax.nn.softplus(-z) + label_smoothing * jax.nn.softplus(z)
 
 
@@ -195,6 +198,13 @@ class MinorDPO(Preference):
     """DPO that stops pushing an answer down once it is less likely than under the reference."""
 
     kind: ClassVar[str] = "minor_dpo"
+
+
+@dataclasses.dataclass(frozen=True)
+class Hinge(Preference):
+    """The margin of log-ratios is pushed until it is 1 / beta, and no further."""
+
+    kind: ClassVar[str] = "hinge"
 
 
 def check_label_smoothing(value: float) -> None:

@@ -8,7 +8,7 @@ from jaxsft.objectives.max_match import MaxMatch
 from jaxsft.objectives.minor_sft import MinorSFT
 from jaxsft.objectives.mrpo import MRPO
 from jaxsft.objectives.objective import Objective
-from jaxsft.objectives.preference import DPO, IPO, MinorDPO
+from jaxsft.objectives.preference import DPO, IPO, Hinge, MinorDPO
 from jaxsft.objectives.regularizers import Regularized
 from jaxsft.objectives.sft import SFT
 from jaxsft.objectives.sftmix import SFTMix
@@ -20,6 +20,7 @@ OBJECTIVES: dict[str, type[Objective]] = {
     "dpo": DPO,
     "ipo": IPO,
     "minor_dpo": MinorDPO,
+    "hinge": Hinge,
     "mrpo": MRPO,
     "sftmix": SFTMix,
     "max_match": MaxMatch,

@@ -15,7 +15,7 @@ from jaxsft.config import LoRAConfig, ObjectiveConfig
 from jaxsft.errors import UserError
 from jaxsft.models.decoder import Decoder
 from jaxsft.objectives.mrpo import MRPO
-from jaxsft.objectives.preference import DPO, IPO, MinorDPO, preference_loss
+from jaxsft.objectives.preference import DPO, IPO, Hinge, MinorDPO, preference_loss
 from jaxsft.objectives.registry import make_objective
 from jaxsft.objectives.terms import total
 from jaxsft.training.step import BoundModel
@@ -44,8 +44,20 @@ def test_closed_forms():
     np.testing.assert_allclose(loss(kind="ipo"), (chosen - rejected - 1 / 0.6) ** 2, rtol=1e-6)
     swapped = preference_loss(rejected, chosen, beta)
     np.testing.assert_allclose(loss() - swapped, -z, rtol=1e-6)  # log sigma(z) - log sigma(-z) = z
-    with pytest.raises(ValueError, match="hinge"):
-        loss(kind="hinge")
+    np.testing.assert_allclose(loss(kind="hinge"), np.maximum(1 - z, 0), rtol=1e-6)
+    with pytest.raises(ValueError, match="sigmoid"):
+        loss(kind="sigmoid")
+
+
+def test_what_openbezoar_and_spin_count_on():
+    """A margin of 5 nats at beta 0.1; and what both answers gain alike does not count."""
+    assert preference_loss(5.0, 0.0, 0.1) == pytest.approx(0.4740770, abs=1e-7)
+    for kind in ("dpo", "ipo", "hinge"):
+        alike = [preference_loss(1.5 + gain, -2.0 + gain, 0.3, kind) for gain in (0.0, 4.0, -4.0)]
+        np.testing.assert_allclose(alike, alike[0], rtol=1e-6)
+    slope = jax.grad(preference_loss, (0, 1))
+    assert slope(4.0, -7.0, 0.1, "hinge") == (0, 0), "beyond its margin the hinge is at rest"
+    np.testing.assert_allclose(slope(4.0, -5.0, 0.1, "hinge"), (-0.1, 0.1), rtol=1e-6)
 
 
 def test_spin_is_dpo_on_own_answers():
@@ -68,7 +80,7 @@ def test_the_gate_of_minor_dpo():
 
 
 def test_far_ratios_are_finite():
-    for kind in ("dpo", "minor_dpo", "ipo"):
+    for kind in ("dpo", "minor_dpo", "ipo", "hinge"):
         far = jnp.array([-1e4, 1e4])
         value, slopes = jax.value_and_grad(lambda r, k=kind: preference_loss(r, -r, 0.5, k).sum())(far)
         assert np.isfinite(value)
@@ -118,6 +130,7 @@ def test_objectives_by_hand(ratio):
         DPO(0.2, ratio, reference_free=True): logistic(0.2 * (won_free - lost_free)).mean(),
         IPO(0.2, ratio): ((won - lost - 2.5) ** 2).mean(),
         IPO(0.2, ratio, reference_free=True): ((won_free - lost_free - 2.5) ** 2).mean(),
+        Hinge(0.2, ratio): np.maximum(1 - 0.2 * (won - lost), 0).mean(),
         MinorDPO(0.2, ratio): logistic(0.2 * (won - np.maximum(lost, 0))).mean(),
     }
     for objective, loss in want.items():
@@ -145,6 +158,7 @@ OBJECTIVES = [
     DPO(0.2, "mean", label_smoothing=0.2, sft_weight=0.5),
     DPO(0.2, reference_free=True),
     IPO(0.2),
+    Hinge(0.2),
     MinorDPO(0.2),
     MRPO(0.2),
 ]
@@ -268,7 +282,7 @@ def test_references_that_would_not_be_read_are_refused():
 
 def test_who_needs_a_reference():
     needs = lambda name, **fields: make_objective(ObjectiveConfig(name, beta=0.1, **fields)).needs_reference
-    assert all(needs(name) for name in ("dpo", "ipo", "minor_dpo", "mrpo"))
+    assert all(needs(name) for name in ("dpo", "ipo", "minor_dpo", "hinge", "mrpo"))
     assert not needs("dpo", reference_free=True)
     assert not needs("ipo", reference_free=True)
     assert {make_objective(ObjectiveConfig(name, beta=0.1)).grouping for name in ("dpo", "mrpo")} == {"preference"}
