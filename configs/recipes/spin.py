@@ -10,7 +10,7 @@ where it is, on those pairs and the ones before (runs/spin/run_t); runs/spin/ite
 
 import re
 
-from jaxsft.config import MergeConfig, RecipeConfig, SourceConfig, StageConfig, SynthesisConfig, TrainConfig
+from jaxsft.config import ExportConfig, RecipeConfig, SourceConfig, StageConfig, SynthesisConfig, TrainConfig
 from jaxsft.errors import UserError
 
 BETAS = (0.1, 0.1, 0.1, 5.0)  # the paper's, by iteration
@@ -48,10 +48,10 @@ def get_config(asked: str = "4,5e-7") -> RecipeConfig:
         if t:
             changes["model.path"] = f"{{iterate_{t - 1}}}"
         # float32, in which steps of this size are not rounded away
-        iterate = MergeConfig("linear", (f"{{run_{t}}}",), dtype="float32")
+        iterate = ExportConfig(f"{{run_{t}}}", dtype="float32")
         stages += [
             StageConfig(f"pairs_{t}", "synthesize", own),
             StageConfig(f"run_{t}", "train", changes=changes),
-            StageConfig(f"iterate_{t}", "merge", iterate),
+            StageConfig(f"iterate_{t}", "export", iterate),
         ]
     return RecipeConfig(train=train, stages=stages)

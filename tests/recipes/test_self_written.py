@@ -9,8 +9,12 @@ import time
 
 import pytest
 
+from jaxsft.config import ModelConfig
+from jaxsft.decoding.job import weights_digest
 from jaxsft.errors import UserError
 from jaxsft.recipes.run import run
+from jaxsft.sharding import make_mesh
+from jaxsft.training.restore import open_model
 from tests.conftest import REPOSITORY
 from tests.training.conftest import environment, lines
 from tests.training.conftest import run as run_process
@@ -66,6 +70,12 @@ def test_spin(tmp_path):
         begin, *_, end = [line for line in lines(work / f"run_{t}") if "loss" in line]
         assert begin["loss"] == pytest.approx(0.6931472, abs=1e-5), "held to where it starts"
         assert abs(end["rewards/margins"]) > 1e-3
+    mesh, exact = make_mesh(recipe.train.mesh), ModelConfig(dtype="float32", param_dtype="float32")
+    digests = [
+        weights_digest(open_model(str(model), exact, mesh).params)
+        for model in ("world:chat", work / "run_0", work / "iterate_0", work / "run_1", work / "iterate_1")
+    ]
+    assert digests[1] == digests[2] and digests[3] == digests[4] and len(set(digests)) == 3
     given = {record["messages"][-1]["content"] for record in _given()}
     first, second = (records(work / f"pairs_{t}") for t in range(2))
     assert all(record["chosen"][0]["content"] in given for record in [*first, *second])
