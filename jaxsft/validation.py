@@ -68,6 +68,7 @@ CHOICES = {
         "generation",
         "answers",
         "ifeval",
+        "code",
         "deviation",
         "routing",
         "format",
@@ -113,7 +114,7 @@ POSITIVE = {
     "cycles",
     "size_ratio", "group_size", "multiple", "per_record",
     "cells", "most", "budget",
-    "SynthesisConfig.top_p", "SynthesisConfig.max_new_tokens", "samples", "part_rows",
+    "SynthesisConfig.top_p", "SynthesisConfig.max_new_tokens", "samples", "part_rows", "CodeConfig.top_p", "seconds",
     "lists", "LaMiniConfig.examples", "wanted", "rounds", "JudgeConfig.scale",
     "ForgettingConfig.draws", "confidence",
 }  # fmt: skip
@@ -127,11 +128,12 @@ NOT_NEGATIVE = {
     "neftune_alpha", "kl_to_base", "l2_to_start", "ewc", "l1", "LoRAMoEConfig.delta", "top_k",
     "MergeConfig.shrink", "SpIELConfig.weights", "SpIELConfig.density", "lora_rank", "gamma", "epsilon",
     "DSnoTConfig.threshold", "DSnoTConfig.power",
-    "SynthesisConfig.temperature", "min_p", "MixConfig.ratio", "LeakConfig.words", "JudgeConfig.threshold",
+    "SynthesisConfig.temperature", "CodeConfig.temperature", "min_p",
+    "MixConfig.ratio", "LeakConfig.words", "JudgeConfig.threshold",
 }  # fmt: skip
 AT_MOST_ONE = {
     "keep", "MergeConfig.shrink", "post_ln_alpha", "LoRAMoEConfig.delta", "SpIELConfig.density", "rate",
-    "SynthesisConfig.top_p", "min_p",
+    "SynthesisConfig.top_p", "CodeConfig.top_p", "min_p",
 }  # fmt: skip
 BELOW_ONE = {"dropout", "label_smoothing", "ema", "b1", "gamma", "confidence"}
 SPLITS = ("train", "eval")  # what the lines of `metrics.jsonl` are of besides tasks

@@ -6,6 +6,8 @@ A config of several tasks (configs/eval/suite.py) measures them all on one opene
 what was answered to OUT.jsonl, beside OUT.json. For a workdir the output is WORKDIR/evaluation.json unless named.
 """
 
+import os
+
 import jax
 from absl import flags
 from etils import epath
@@ -30,6 +32,7 @@ def main() -> str:
     if not config.model.path:
         raise UserError("--model is missing; name a Hugging Face folder, a hub name or a workdir.")
     output = _output(config.model.path)
+    _check_not_read(config, output)
     initialize()
     found = evaluate(config)
     if jax.process_index() == 0:
@@ -54,6 +57,14 @@ def _output(model: str) -> epath.Path:
     if output.suffix == ".jsonl":
         raise UserError(f"--output is {output}; that name is for the answers, so name a .json file for the figures.")
     return output
+
+
+def _check_not_read(config: EvaluateConfig | SuiteConfig, output: epath.Path) -> None:
+    """Raises where figures or answers would be written over the data."""
+    tasks = config.tasks if isinstance(config, SuiteConfig) else [config]
+    read = {os.path.abspath(source.path) for task in tasks for source in task.data.all_sources() if source.path}
+    if taken := [file for file in (output, output.with_suffix(".jsonl")) if os.path.abspath(file) in read]:
+        raise UserError(f"--output={output} would write over {taken[0]}, which is the data; choose another name.")
 
 
 if __name__ == "__main__":

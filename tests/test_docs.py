@@ -30,6 +30,9 @@ def test_config_fields_of_a_page_exist(page):
     fields = {
         path.replace("[i]", "") for path in re.findall(r"^\| `--(config\.\S+)` \|", reference, flags=re.MULTILINE)
     }
+    for places in re.findall(r"^It is (.*)\.$", reference, flags=re.MULTILINE):  # a part of several trees
+        first, *others = (place.replace("[i]", "") for place in re.findall(r"`(config[^`]*)`", places))
+        fields |= {o + field.removeprefix(first) for o in others for field in fields if field.startswith(f"{first}.")}
     named = re.findall(r"(?<![\w/.])config\.[a-z_]\w*(?:(?:\[\w\])?\.\w+)*", page.read_text())
     named = {re.sub(r"\[\w\]", "", name) for name in named} - {"config.json", "config.md", "config.py"}
     named = {re.sub(r"^config\.(train|stages\.config|merge)\.", "config.", name) for name in named}

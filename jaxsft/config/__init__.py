@@ -9,6 +9,7 @@ from jaxsft.config.compression import CompressConfig
 from jaxsft.config.data import ClassesConfig, DataConfig, DCoTConfig, MixtureConfig, SourceConfig, TypesConfig
 from jaxsft.config.evaluation import (
     AnswerConfig,
+    CodeConfig,
     EvalConfig,
     EvaluateConfig,
     ForgettingConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "AnswerConfig",
     "CheckpointConfig",
     "ClassesConfig",
+    "CodeConfig",
     "CompressConfig",
     "DCoTConfig",
     "DSnoTConfig",

@@ -28,6 +28,27 @@ class FormatConfig:
 
 
 @dataclasses.dataclass
+class CodeConfig:
+    """How programs are drawn and run, for the task "code" (see `jaxsft.evaluation.programs`).
+
+    Attributes:
+      execute: run what the model wrote, in a sandbox; without it the task is refused.
+      samples: programs of each problem.
+      temperature: 0 takes the likeliest tokens.
+      top_p: see `jaxsft.decoding.sampling.Sampling`.
+      seed: of the draws.
+      seconds: after which a program is ended.
+    """
+
+    execute: bool = False
+    samples: int = 1
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+    seconds: float = 10.0
+
+
+@dataclasses.dataclass
 class ShotsConfig:
     """Worked examples that stand before a question.
 
@@ -100,11 +121,12 @@ class TaskConfig:
       name: what its figures are called where several tasks are measured; each then has one of its own.
       task: "perplexity" (negative log-likelihood of conversations or text), "multiple_choice" (the likeliest of the
         given answers), "generation" (the answer that the model writes), "answers" (answers for a judge outside),
-        "ifeval" (whether it follows instructions that a program can verify), "deviation" (how far the model moved from
-        another on the data), "routing" (which of an adapter's experts the data is routed to), "format" (whether answers
-        have the form that is asked for), "instruction_following" (how often the model answers instead of continuing the
-        prompt), "separation" (whether it keeps instruction and data apart) or "knowledge_conflict" (whether it believes
-        a context that contradicts what it knows).
+        "ifeval" (whether it follows instructions that a program can verify), "code" (whether programs that it writes
+        pass their tests), "deviation" (how far the model moved from another on the data), "routing" (which of an
+        adapter's experts the data is routed to), "format" (whether answers have the form that is asked for),
+        "instruction_following" (how often the model answers instead of continuing the prompt), "separation"
+        (whether it keeps instruction and data apart) or "knowledge_conflict" (whether it believes a context that
+        contradicts what it knows).
       data: the rows to score; packed or not, the figures do not change. `template` "auto" is the run's own.
       batch_size: rows of a batch; for "generation" and "format": prompts answered at once.
       normalize: for "multiple_choice": divide a choice's log-likelihood by its "tokens", "characters", "bytes" or
@@ -120,6 +142,7 @@ class TaskConfig:
       chains: for "generation": ask for so many chains of thought and judge the answer behind them alone (see
         `jaxsft.data.dcot`); 0 asks as the records stand.
       format: for "format": the form.
+      code: for "code": how programs are drawn and run.
       prompt: how questions are put, for "multiple_choice", "generation" and "answers".
       choices: for "multiple_choice": what is scored of a choice, its "text" or its letter ("letters").
       premise: for the normalization "unconditional": what stands in the place of the question.
@@ -139,6 +162,7 @@ class TaskConfig:
     known: str = ""
     chains: int = 0
     format: FormatConfig = dataclasses.field(default_factory=FormatConfig)
+    code: CodeConfig = dataclasses.field(default_factory=CodeConfig)
     prompt: PromptConfig = dataclasses.field(default_factory=PromptConfig)
     choices: str = "text"
     premise: str = ""

@@ -17,6 +17,7 @@ from jaxsft.evaluation import (
     knowledge_conflict,
     multiple_choice,
     perplexity,
+    programs,
     routing,
     separation,
 )
@@ -30,6 +31,7 @@ HEADLINES = {
     "answers": "{turns} answers to {questions} questions, {tokens:.1f} tokens on average, {ended:.1%} of them ended",
     "ifeval": "prompt_strict {prompt_strict:.4f} +- {standard_error:.4f}, instruction_strict {instruction_strict:.4f} "
     "on {prompts} prompts, {undecided} instructions undecided",
+    "code": "pass_at_1 {pass_at_1:.4f} +- {standard_error:.4f} on {problems} problems, {programs} programs run",
     "deviation": "deviation {deviation:.5f}, kl_per_token {kl_per_token:.5f} over {tokens} tokens, {examples} examples",
     "format": "format_accuracy {format_accuracy:.4f} +- {standard_error:.4f} on {questions} prompts",
     "routing": "cv {cv:.4f} over {tokens} tokens, {examples} examples",
@@ -45,6 +47,7 @@ FIGURES = {  # the one that stands for a task
     "generation": "exact_match",
     "answers": "tokens",
     "ifeval": "prompt_strict",
+    "code": "pass_at_1",
     "deviation": "deviation",
     "format": "format_accuracy",
     "routing": "cv",
@@ -62,6 +65,7 @@ PREPARE: dict[str, Callable[..., Task]] = {
     "generation": generation.prepare,
     "answers": judges.prepare,
     "ifeval": ifeval.prepare,
+    "code": programs.prepare,
     "format": format_following.prepare,
     "routing": routing.prepare,
     "instruction_following": instruction_following.prepare,

@@ -1,4 +1,4 @@
-"""A model's own words: greedy answers to prompts whose right answer is not a text to compare with."""
+"""A model's own words: answers to prompts whose right answer is not a text to compare with."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -28,13 +28,14 @@ class Writer:
       mode: how the model is prompted, in words.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], config: TaskConfig, subject: Subject):
+    def __init__(self, prompts: Sequence[Prompt], config: TaskConfig, subject: Subject, **sampling: Any):
         """Encodes the prompts.
 
         Args:
           prompts: texts, which get the system prompt `config.data.system`, or messages.
           config: for the template, the system prompt, `max_new_tokens` and `batch_size`.
           subject: the model.
+          **sampling: how answers are drawn, as `Sampling`; without it greedily.
 
         Raises:
           UserError: without `max_new_tokens`, without a chat template where one is needed, and for prompts that it
@@ -58,8 +59,9 @@ class Writer:
         self._prompter, self._prompts = prompter, [one[-room:] for one in ids]
         self.cut = sum(len(one) > room for one in ids)
         self.mode = "plain continuation" if prompter.template is None else prompter.template.name
-        sampling = Sampling(max_new_tokens=config.max_new_tokens, stop_ids=prompter.stop_ids)
-        self._sampler = Sampler(subject.decoder, sampling, subject.mesh, batch_size=config.batch_size)
+        chosen = Sampling(max_new_tokens=config.max_new_tokens, stop_ids=prompter.stop_ids, **sampling)
+        batch = {"batch_size": config.batch_size, "text": prompter.text}
+        self._sampler = Sampler(subject.decoder, chosen, subject.mesh, **batch)
 
     def write(self, params: Any, adapters: Any, strip: bool = True) -> list[Written]:
         """An answer to every prompt; with `strip` without surrounding blanks."""
