@@ -138,6 +138,11 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
                 "correct": outcomes[i] == CONTEXT,
                 "recalled": bool(recalled[i]),
                 "score": float(scores[i]),
+                "scores": {
+                    "counterfactual": float(outcomes[i] == CONTEXT),
+                    "parametric": float(outcomes[i] == MEMORY),
+                    "prefers_context": float(scores[i] > 0),
+                },
                 "source": item.source,
                 "task_type": item.task_type,
             }

@@ -13,6 +13,7 @@ from jaxsft.report.figures import NARROW, difference, metric, write
 from jaxsft.report.html import load, style
 
 WIDE, NARROW_SCREEN = 760, 400
+NOTHING = "(nothing)"
 PARTS = {"by_source": "source", "by_task_type": "kind"}
 
 
@@ -105,8 +106,8 @@ def _changed_task(report: Report, row: Row, shown: int) -> dict[str, Any]:
                 {
                     "prompt": spoken(q["prompt"]),
                     "reference": spoken(q["reference"]),
-                    "before": spoken(q["base"]["answer"]),
-                    "now": spoken(q["models"][row.model]["answer"]),
+                    "before": spoken(q["base"]["answer"]) or NOTHING,
+                    "now": spoken(q["models"][row.model]["answer"]) or NOTHING,
                 }
                 for q in group[:shown]
             ]

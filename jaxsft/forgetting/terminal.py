@@ -3,7 +3,7 @@
 import dataclasses
 
 from jaxsft.forgetting.differences import Report
-from jaxsft.forgetting.page import distinct, spoken
+from jaxsft.forgetting.page import NOTHING, distinct, spoken
 from jaxsft.forgetting.words import Cell, Line, count, figure_lines, splits, subject_lines, task_lines, task_order
 
 SURE = "*"
@@ -77,7 +77,7 @@ def _lost(report: Report, model: str, most: int) -> str:
 
 
 def _short(value: object) -> str:
-    text = " ".join(spoken(value).split()) or "(nothing)"
+    text = " ".join(spoken(value).split()) or NOTHING
     return text if len(text) <= WIDEST else f"{text[: WIDEST - 1]}\u2026"
 
 

@@ -10,7 +10,6 @@ KEY_FIGURES = {  # of tasks by their kind, what is shown besides the marks of th
     "deviation": ("deviation", "kl_per_token", "log_ratio_per_token"),
     "perplexity": ("nll_per_token", "perplexity", "mean_token_accuracy"),
     "separation": ("utility", "probe_in_data"),  # a separation says nothing without its utility
-    "knowledge_conflict": ("parametric", "prefers_context"),
     "instruction_following": ("ifs_partial", "ifs_full"),
 }
 
@@ -108,7 +107,8 @@ def splits(report: Report) -> list[tuple[str, str]]:
 def cell(row: Row) -> Cell:
     """What is written of a row."""
     kind = metric(row.metric)
-    trend = "" if not row.difference else "better" if row.difference > 0 else "worse"
+    good = kind.higher_is_better
+    trend = "" if not row.difference or good is None else "better" if (row.difference > 0) == good else "worse"
     return Cell(
         row.model,
         write(row.tuned, kind),

@@ -129,6 +129,8 @@ def test_the_task_on_a_model_that_knows(base, items, tmp_path):
     said = [record["answer"] for record in result.records]
     assert figures["counterfactual"] == np.mean([said[i] == items[i]["answer"] for i in range(len(items))])
     assert figures["parametric"] == np.mean([said[i] == items[i]["memory_answer"] for i in range(len(items))])
+    for name in ("counterfactual", "parametric", "prefers_context"):
+        assert np.mean([record["scores"][name] for record in result.records]) == pytest.approx(figures[name])
     # an answer is one token, and the likeliest is what the model writes
     for item, record in zip(items, result.records):
         if record["answer"] in (item["answer"], item["memory_answer"]):

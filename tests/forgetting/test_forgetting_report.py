@@ -182,6 +182,15 @@ def test_graded_marks_and_records_that_say_little(tmp_path):
     page.render(report)
 
 
+def test_what_is_neither_better_nor_worse_has_no_colour(report):
+    row = next(row for row in report.tasks if row.sure and row.difference > 0)
+    trends = {name: words.cell(dataclasses.replace(row, metric=name)).trend for name in ("accuracy", "parametric")}
+    assert trends == {"accuracy": "better", "parametric": ""}
+    fallen = dataclasses.replace(row, difference=-0.5, low=-0.6, high=-0.4)
+    assert words.cell(fallen).trend == "worse"
+    assert words.cell(dataclasses.replace(fallen, low=-1.0, high=0.1)).trend == "", "not sure"
+
+
 def test_separation_is_a_ratio_of_what_each_model_executes(tmp_path):
     """a = (1, 1, 0, 1), b = (0, 1, 0, 0) of the base: 2/3; of the model (1, 1, 1, 0), (0, 0, 1, 1): 2/3 too."""
     told = lambda a, b: [
