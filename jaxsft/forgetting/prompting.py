@@ -74,6 +74,8 @@ def common(base: Prompting, models: dict[str, Prompting], folder: epath.PathLike
                 f"{first} and {path} were trained with different chat templates or conditions, so no prompt is the "
                 "same for both; name one as `data.template` in every task of the config, or make a report for each."
             )
+    if any(model.template == NO_TEMPLATE for model in models.values()):
+        return NO_TEMPLATE, own.condition
     if own.source is None or (own.source, own.condition) == (base.source, base.condition):
         return "auto", own.condition
     if named := [model.template for model in models.values() if model.template != "auto"]:

@@ -35,6 +35,7 @@ METRICS = {
         Metric("mean_token_accuracy", "token accuracy", True, True),
         Metric("prompt_strict", "prompts followed", True, True),
         Metric("prompt_loose", "prompts followed, loosely", True, True),
+        Metric("pass_at_1", "pass@1", True, True),
         Metric("format_accuracy", "format accuracy", True, True),
         Metric("ifs", "IFS", True, True),
         Metric("ifs_partial", "IFS, partial", True),
@@ -61,7 +62,7 @@ METRICS = {
     )
 }
 HEADLINES = (
-    "exact_match", "accuracy", "prompt_strict", "format_accuracy", "ifs", "separation", "counterfactual",
+    "exact_match", "accuracy", "prompt_strict", "pass_at_1", "format_accuracy", "ifs", "separation", "counterfactual",
     "nll_per_token", "loss", "perplexity", "deviation", "kl_per_token",
 )  # fmt: skip
 SUPPORT = ("support/replaced", "support/since_first", "support/forgotten", "support/age")  # at changes of a support

@@ -23,6 +23,8 @@ def test_the_base_is_asked_as_its_models_were_trained(tmp_path):
     assert common(way(source=None), {"a": way("plain")}, tmp_path) == ("plain", "auto")
     assert common(way(), {"a": way("openchat", "GOOD", "o")}, tmp_path) == ("openchat", "GOOD")
     assert common(way(), {"a": way(source=CHATML), "b": way("chatml", source=CHATML)}, tmp_path) == ("chatml", "auto")
+    plain = {"a": way("none", source=None), "b": way(source=None)}
+    assert common(way(), plain, tmp_path) == ("none", "auto"), "continued as text, as the models were"
     assert not list(tmp_path.iterdir())
 
 
