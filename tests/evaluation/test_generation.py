@@ -71,7 +71,7 @@ def test_right_where_every_token_is_the_argmax(model, tmp_path):
         if r["answer"]
     ]
     data = write(tmp_path / "questions.jsonl", records)
-    result, found, _ = prepare(TaskConfig(data=data, batch_size=4), subject).measure(params, None)
+    result, found, *_ = prepare(TaskConfig(data=data, batch_size=4), subject).measure(params, None)
     dataset = read_examples(data, subject.tokenizer, subject.decoder.arch)
     nll = lambda batch: make_nll(subject.decoder)(params, None, batch)
     sums = example_sums(nll, batches(dataset, data, 4, subject.mesh), subject.mesh)
@@ -86,7 +86,7 @@ def test_without_template_the_beginning_counts(model, tmp_path):
     subject, params = model
     asked = [{"prompt": "How", "completion": "ab"}, {"prompt": "What now", "completion": "abcd"}]
     data = dataclasses.replace(write(tmp_path / "asked.jsonl", asked), template="none")
-    result, records, _ = prepare(TaskConfig(data=data, max_new_tokens=6), subject).measure(params, None)
+    result, records, *_ = prepare(TaskConfig(data=data, max_new_tokens=6), subject).measure(params, None)
     assert result["exact_match"] == 0 and "ended" not in result
     prompter = make_prompter(subject.tokenizer, "none", subject.source, raw=True)
     questions = read_questions(TaskConfig(data=data), prompter)
@@ -167,7 +167,7 @@ def test_figures_by_part(model, tmp_path):
         for p, s, t in zip("abcdef", "aabbbb", "mnmnmn")
     ]
     task = prepare(TaskConfig(name="facts", data=write(tmp_path / "parts.jsonl", records)), subject)
-    result, found, _ = task.measure(params, None)
+    result, found, *_ = task.measure(params, None)
     assert {name: part["questions"] for name, part in result["by_source"].items()} == {"a": 2, "b": 4}
     assert {name: part["questions"] for name, part in result["by_task_type"].items()} == {"m": 3, "n": 3}
     assert "watched" in result and "watched" not in result["by_source"]["a"]

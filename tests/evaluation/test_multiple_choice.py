@@ -110,7 +110,7 @@ def test_accuracy_and_scores(stories, tmp_path):
     mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
     subject = Subject(stories.decoder, stories.tokenizer, stories.source, mesh)
     task = prepare(TaskConfig(task="multiple_choice", data=data), subject)
-    result, records, _ = task.measure(stories.params, None)
+    result, records, *_ = task.measure(stories.params, None)
     assert result["questions"] == 3
     assert result["accuracy"] == pytest.approx(2 / 3)
     assert result["chance"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 2) / 3)
