@@ -131,12 +131,7 @@ def _inputs(config: Any, name: str, earlier: list[str], all_names: list[str], wh
 
 
 def _map_strings(tree: Any, function: Any) -> Any:
-    """Applies a function to every string of a config, in place where it can be.
-
-    Those of a prompt stay: their braces stand for what a record asks.
-    """
-    if isinstance(tree, PromptConfig):
-        return tree
+    """Applies a function to every string of a config, in place where it can be."""
     if isinstance(tree, str):
         return function(tree)
     if isinstance(tree, list | tuple):

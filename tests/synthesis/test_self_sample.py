@@ -78,6 +78,18 @@ def test_with_reference_is_asked_behind_the_given_answer():
         assert counts(made.outcomes)["kept"] == kept, "what was forbidden was not to be seen either"
 
 
+def test_tools_are_described_and_kept():
+    tools = [{"name": "add", "parameters": {}}]
+    record = {
+        "messages": [{"role": "user", "content": "1 + 1 ?"}, {"role": "assistant", "content": "2"}],
+        "tools": tools,
+    }
+    model = Says(lambda asked: "two")
+    made = SelfSample(SelfSampleConfig())(make_rows(record), model)
+    assert model.asked["answers"][0].tools == tools
+    assert parse(made.outcomes[0].record, "here").tools == tools
+
+
 def test_several_samples_of_a_question():
     model = Says(lambda asked: f"answer {asked.id}")
     made = SelfSample(SelfSampleConfig(samples=3))(make_rows(*ROWS[:2]), model)

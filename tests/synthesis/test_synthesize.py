@@ -1,13 +1,25 @@
 """From a config to records: real answers of the world's chat model, resumed, refused, and trained on."""
 
 import json
+import sys
 
+import numpy as np
 import pytest
 
-from jaxsft.config import DataConfig, ModelConfig, SynthesisConfig
+from jaxsft.config import DataConfig, EvalConfig, ModelConfig, SynthesisConfig
 from jaxsft.data.conversation import parse
+from jaxsft.data.dataset import prepare
+from jaxsft.data.tokenizer import load_tokenizer
+from jaxsft.decoding.prompts import make_prompter
 from jaxsft.errors import UserError
-from jaxsft.synthesis.run import MANIFEST, RECORDS, synthesize
+from jaxsft.models.checkpoint import resolve
+from jaxsft.synthesis.method import Prompt
+from jaxsft.synthesis.rows import read_rows
+from jaxsft.synthesis.run import MANIFEST, RECORDS, encode, synthesize
+from jaxsft.training.train import train
+from jaxsft.world.recipe import plain
+from tests.conftest import REPOSITORY
+from tests.training.conftest import run
 from tests.training.test_formats import table
 
 
@@ -61,6 +73,60 @@ def test_an_answer_depends_on_seed_and_row_alone(config, tmp_path):
     config.self_sample.forbidden, config.seed = (), 1
     synthesize(config, tmp_path / "other")
     assert texts("other") != all_of
+
+
+@pytest.mark.parametrize("method", ["self_sample", "self_play"])
+def test_prompts_are_those_of_training(config, method, tmp_path):
+    """Token for token what stands before the first target, when the records are trained on."""
+    config.method, config.self_sample.samples = method, 1
+    synthesize(config, tmp_path / "made")
+    grouping = "example" if method == "self_sample" else "preference"
+    data = DataConfig(str(tmp_path / "made" / RECORDS), cache_dir=str(tmp_path), max_length=128, grouping=grouping)
+    tokenizer = load_tokenizer(str(resolve("world:chat")))
+    dataset, prompter = prepare(data, tokenizer), make_prompter(tokenizer, "auto", resolve("world:chat"))
+    rows = {row.index: row for row in read_rows(config.data)}
+    for i, record in zip(range(0, len(dataset), 1 + (method == "self_play")), records(tmp_path / "made")):
+        for example in (i,) if method == "self_sample" else (i, i + 1):
+            ids, weights, _ = dataset.example(example)
+            asked = encode(prompter, Prompt(0, rows[record["synthesis"]["row"]].prompt))
+            assert ids[: np.argmax(weights > 0)].tolist() == asked
+
+
+def test_the_base_under_an_adapter(config, tmp_path):
+    """A workdir as teacher, and without its adapter the model that it started from."""
+    run_config = plain()
+    run_config.model.path, run_config.data.rows, run_config.data.cache_dir = "world:chat", ":64", str(tmp_path)
+    run_config.adapter.kind, run_config.adapter.lora.rank, run_config.optimizer.learning_rate = "lora", 4, 0.1
+    run_config.batch_size, run_config.steps, run_config.log.tensorboard = 8, 3, False
+    run_config.eval, run_config.optimizer.warmup_steps = EvalConfig(), 0
+    train(run_config, str(tmp_path / "run"))
+    config.self_sample.samples = 1
+    synthesize(config, tmp_path / "start")
+    config.model.path = str(tmp_path / "run")
+    answers = lambda name: [
+        json.loads(x)["answer"] for x in (tmp_path / name / "answers.jsonl").read_text().splitlines()
+    ]
+    for name, config.adapter in (("with", True), ("without", False)):
+        config.max_new_tokens = 24
+        try:
+            synthesize(config, tmp_path / name)
+        except UserError as error:  # what so short a run has learnt need not be worth keeping
+            assert name == "with" and "leaves no record" in str(error)
+    assert answers("without") == answers("start") != answers("with")
+
+
+def test_the_command(tmp_path):
+    """As docs/synthesis.md has it."""
+    script = [sys.executable, str(REPOSITORY / "scripts" / "synthesize.py")]
+    flags = ["--config.model.path=world:chat", "--config.data.path=world:train", "--config.data.rows=:4"]
+    flags += ["--config.max_new_tokens=8", f"--output={tmp_path / 'made'}"]
+    done = run([*script, f"--config={REPOSITORY}/configs/synthesize/sdft.py", *flags])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith(f"{tmp_path / 'made' / RECORDS}: ")
+    assert len(records(tmp_path / "made")) == 4
+    wrong = run([*script, f"--config={REPOSITORY}/configs/synthesize/self_sample.py", *flags])
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (1, 1)
+    assert "holds another synthesis: its config.method is 'sdft', now it is 'self_sample'" in wrong.stderr
 
 
 def test_another_synthesis_is_refused(config, tmp_path):
