@@ -27,7 +27,7 @@ from jaxsft.synthesis.registry import METHODS
 from jaxsft.synthesis.rows import digest, read_rows
 from jaxsft.training.restore import open_model
 from jaxsft.training.workdir import flatten
-from jaxsft.validation import to_dict
+from jaxsft.validation import from_dict, to_dict
 
 RECORDS, MANIFEST = "records.jsonl", "synthesis.json"
 FREE = ("batch_size", "mesh", "data.cache_dir")  # what may differ where a synthesis goes on
@@ -56,6 +56,8 @@ def synthesize(config: SynthesisConfig, output: epath.PathLike) -> str:
     manifest = output / MANIFEST
     if manifest.exists():
         found = json.loads(manifest.read_text())
+        # a field that the older version did not have has its default
+        found["config"] = to_dict(from_dict(SynthesisConfig, found["config"], f"{manifest}: config"))
         _compare(asked, {name: found[name] for name in asked}, output)
         return f"{output}: done before; {found['result']}"
     how = f", asked of {config.model.path} by {teacher.template}; {teacher.sampling}" if teacher else ""

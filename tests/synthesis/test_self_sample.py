@@ -80,10 +80,7 @@ def test_with_reference_is_asked_behind_the_given_answer():
 
 def test_tools_are_described_and_kept():
     tools = [{"name": "add", "parameters": {}}]
-    record = {
-        "messages": [{"role": "user", "content": "1 + 1 ?"}, {"role": "assistant", "content": "2"}],
-        "tools": tools,
-    }
+    record = {"prompt": "1 + 1 ?", "completion": "2", "tools": tools}
     model = Says(lambda asked: "two")
     made = SelfSample(SelfSampleConfig())(make_rows(record), model)
     assert model.asked["answers"][0].tools == tools

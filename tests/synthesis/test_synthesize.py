@@ -96,22 +96,17 @@ def test_the_base_under_an_adapter(config, tmp_path):
     """A workdir as teacher, and without its adapter the model that it started from."""
     run_config = plain()
     run_config.model.path, run_config.data.rows, run_config.data.cache_dir = "world:chat", ":64", str(tmp_path)
-    run_config.adapter.kind, run_config.adapter.lora.rank, run_config.optimizer.learning_rate = "lora", 4, 0.1
+    run_config.adapter.kind, run_config.adapter.lora.rank, run_config.optimizer.learning_rate = "lora", 4, 0.01
     run_config.batch_size, run_config.steps, run_config.log.tensorboard = 8, 3, False
     run_config.eval, run_config.optimizer.warmup_steps = EvalConfig(), 0
     train(run_config, str(tmp_path / "run"))
     config.self_sample.samples = 1
     synthesize(config, tmp_path / "start")
     config.model.path = str(tmp_path / "run")
-    answers = lambda name: [
-        json.loads(x)["answer"] for x in (tmp_path / name / "answers.jsonl").read_text().splitlines()
-    ]
     for name, config.adapter in (("with", True), ("without", False)):
-        config.max_new_tokens = 24
-        try:
-            synthesize(config, tmp_path / name)
-        except UserError as error:  # what so short a run has learnt need not be worth keeping
-            assert name == "with" and "leaves no record" in str(error)
+        synthesize(config, tmp_path / name)
+    lines = lambda name: (tmp_path / name / "answers.jsonl").read_text().splitlines()
+    answers = lambda name: [json.loads(line)["answer"] for line in lines(name)]
     assert answers("without") == answers("start") != answers("with")
 
 
