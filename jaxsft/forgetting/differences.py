@@ -103,6 +103,7 @@ class Report:
       base: the base's name.
       models: those of the models, in the order given.
       kinds: task's name -> its kind, as `TaskConfig.task`.
+      prompts: task's name -> how it was asked, see `Evaluation.prompts`.
       tasks: rows of whole tasks, task by task, and of each the models in their order, each with its metrics.
       subjects: rows of parts, likewise.
       figures: every other number of every task.
@@ -116,6 +117,7 @@ class Report:
     base: str
     models: list[str]
     kinds: dict[str, str]
+    prompts: dict[str, str]
     tasks: list[Row]
     subjects: list[Row]
     figures: list[Figure]
@@ -129,7 +131,13 @@ class Report:
         """Everything but the questions, as JSON values."""
         lists = ("tasks", "subjects", "figures", "progress")
         rows = {name: [dataclasses.asdict(item) for item in getattr(self, name)] for name in lists}
-        head = {"base": self.base, "models": self.models, "paths": self.paths, "kinds": self.kinds}
+        head = {
+            "base": self.base,
+            "models": self.models,
+            "paths": self.paths,
+            "kinds": self.kinds,
+            "prompts": self.prompts,
+        }
         return head | rows | {
             "remarks": self.remarks, "settings": dataclasses.asdict(self.settings), "version": __version__,
         }  # fmt: skip
@@ -169,15 +177,27 @@ def compare(base: Evaluation, models: list[Evaluation], settings: Settings) -> R
         base.name,
         list(order),
         {task: told.get("task", "") for evaluation in (*models, base) for task, told in evaluation.tasks.items()},
+        {task: prompt for evaluation in (*models, base) for task, prompt in evaluation.prompts.items()},
         [corrected[row.model, row.task, row.metric] for row in tasks],
         subjects,
         _figures(base, models, settings),
         [line for questions in asked for line in _lines(questions)],
         [],
-        remarks,
+        remarks + _otherwise_asked(base, models),
         settings,
         {evaluation.name: evaluation.model for evaluation in (base, *models)},
     )
+
+
+def _otherwise_asked(base: Evaluation, models: list[Evaluation]) -> list[str]:
+    """Remarks on tasks that a model was asked in another template than the base."""
+    return [
+        f"{task!r} was asked under the template {base.prompts[task]!r} of {base.name}, {prompt!r} of {model.name}; "
+        "unless both write the same, a difference is also one of prompts."
+        for model in models
+        for task, prompt in model.prompts.items()
+        if base.prompts.get(task, prompt) != prompt
+    ]
 
 
 def _row(head: dict[str, str], marks: Marks, settings: Settings) -> Row:

@@ -27,6 +27,7 @@ class Evaluation:
       name: what reports call it.
       tasks: name -> figures.
       records: task -> the answers, in their order; tasks that ask nothing are not there.
+      prompts: task -> how it was asked: the template and, if there is one, the condition, as `DataConfig` has them.
       examples: task -> what its figures are sums of, see `jaxsft.evaluation.task.Result`; where it was kept.
     """
 
@@ -35,6 +36,7 @@ class Evaluation:
     name: str
     tasks: dict[str, dict[str, Any]]
     records: dict[str, list[Record]]
+    prompts: dict[str, str] = dataclasses.field(default_factory=dict)
     examples: dict[str, dict[str, np.ndarray]] = dataclasses.field(default_factory=dict)
 
 
@@ -73,7 +75,15 @@ def read_evaluation(path: epath.PathLike, name: str = "") -> Evaluation:
     if unknown := sorted(records.keys() - tasks.keys()):
         raise UserError(f"{answers} has answers to {unknown[0]!r}, of which {path} has no figures; write both again.")
     named = name or figures["model"]
-    return Evaluation(str(path), figures["model"], named, tasks, records, _read_examples(path.with_suffix(SUMS)))
+    asked = figures.get("config", {}).get("tasks") or [figures.get("config", {})]
+    prompts = {name: prompt for name, own in zip(tasks, asked) if (prompt := _prompt(own.get("data", {})))}
+    examples = _read_examples(path.with_suffix(SUMS))
+    return Evaluation(str(path), figures["model"], named, tasks, records, prompts, examples)
+
+
+def _prompt(data: dict[str, Any]) -> str:
+    condition = data.get("condition", "auto")
+    return data.get("template", "") + ("" if condition == "auto" else f", condition {condition!r}")
 
 
 def write_examples(path: epath.PathLike, examples: dict[str, dict[str, np.ndarray]]) -> None:

@@ -51,13 +51,18 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class Line:
-    """A task, or a subject, with a cell for each model; None where one was not asked."""
+    """A task, or a subject, with a cell for each model; None where one was not asked.
+
+    Attributes:
+      prompt: how the task was asked, where that is not the tokenizer's own chat template.
+    """
 
     name: str
     metric: str
     questions: str
     base: str
     cells: list[Cell | None]
+    prompt: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +176,9 @@ def _lines(report: Report, rows: list[Row], name: Callable[[Row], str]) -> list[
         kind = metric(first.metric)
         unit = f"{kind.label}, %" if kind.share else kind.label
         cells = [cell(own[model]) if model in own else None for model in report.models]
-        lines.append(Line(title, unit, str(first.questions), write(first.base, kind), cells))
+        asked = "" if first.subject else report.prompts.get(first.task, "auto")
+        prompt = {"auto": "", "none": "as plain text"}.get(asked, asked)
+        lines.append(Line(title, unit, str(first.questions), write(first.base, kind), cells, prompt))
     return lines
 
 

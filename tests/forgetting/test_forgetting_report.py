@@ -182,6 +182,19 @@ def test_graded_marks_and_records_that_say_little(tmp_path):
     page.render(report)
 
 
+def test_plain_and_chat_prompting_stand_side_by_side(tmp_path):
+    """One set of questions under two names; and a model that was asked one of them in another template."""
+    rows = [*answers("chat", range(3)), *answers("plain", range(9))]
+    base = write_evaluation(tmp_path, "base", rows, templates={"plain": "none"})
+    same = write_evaluation(tmp_path, "same", rows, templates={"plain": "none"})
+    other = write_evaluation(tmp_path, "other", rows, templates={"plain": "none", "chat": "chatml"})
+    report = compare(read_evaluation(base), [read_evaluation(same)], SETTINGS)
+    assert {line.name: line.prompt for line in words.task_lines(report)} == {"chat": "", "plain": "as plain text"}
+    assert "plain exact match, % as plain text 12 75.0" in text_of(page.render(report)) and not report.remarks
+    (remark,) = compare(read_evaluation(base), [read_evaluation(other)], SETTINGS).remarks
+    assert remark.startswith("'chat' was asked under the template 'auto' of base, 'chatml' of other; unless both")
+
+
 def test_what_is_neither_better_nor_worse_has_no_colour(report):
     row = next(row for row in report.tasks if row.sure and row.difference > 0)
     trends = {name: words.cell(dataclasses.replace(row, metric=name)).trend for name in ("accuracy", "parametric")}
@@ -265,7 +278,8 @@ def test_files_of_the_report(report, tmp_path):
     write(report, tmp_path / "out")
     found = json.loads((tmp_path / "out/report.json").read_text(), parse_constant=pytest.fail)
     assert found.keys() == {
-        "base", "models", "paths", "kinds", "tasks", "subjects", "figures", "progress", "remarks", "settings",
+        "base", "models", "paths", "kinds", "prompts", "tasks", "subjects", "figures", "progress", "remarks",
+        "settings",
         "version",
     }  # fmt: skip
     for name, kind in (("tasks", Row), ("subjects", Row), ("figures", Figure)):
