@@ -22,7 +22,7 @@ from jaxsft.models.checkpoint import fingerprint
 from jaxsft.sharding import make_mesh
 from jaxsft.training.restore import open_model
 from jaxsft.training.runs import is_workdir, weights_fingerprint
-from jaxsft.validation import did_you_mean
+from jaxsft.validation import did_you_mean, validate
 
 try:
     from lm_eval.api.instance import Instance
@@ -66,6 +66,10 @@ class Arguments:
     def __post_init__(self):
         if not self.path:
             raise UserError("--model_args names no model; give path=DIR, a Hugging Face folder or a workdir.")
+        for name in ("tensor", "max_length", "seed", "batch_size"):
+            value = getattr(self, name)
+            if not (isinstance(value, int) or str(value).isdigit() or (name, value) == ("batch_size", "auto")):
+                raise UserError(f"--model_args: {name} is {value!r}; it is a number.")
 
 
 @register_model("jaxsft")
@@ -89,19 +93,20 @@ class JaxSFT(LM):
         """
         super().__init__()
         chosen = _arguments(arguments)
-        mesh = make_mesh(MeshConfig(tensor=chosen.tensor))
+        mesh = make_mesh(MeshConfig(tensor=int(chosen.tensor)))
         kept = ("path", "base", "dtype", "param_dtype", "quantization")
         config = ModelConfig(**{name: str(getattr(chosen, name)) for name in kept})
+        validate(config, "--model_args")
         self._path, self._model = config.path, open_model(config.path, config, mesh)
         self.batch_size = 16 if chosen.batch_size == "auto" else int(chosen.batch_size)
         self._responder = Responder(
             self._model,
             mesh,
             batch_size=self.batch_size,
-            max_length=chosen.max_length,
+            max_length=int(chosen.max_length),
             template=str(chosen.template),
             condition=str(chosen.condition),
-            seed=chosen.seed,
+            seed=int(chosen.seed),
         )
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:

@@ -1,5 +1,6 @@
 """lm-evaluation-harness asks this library's models what its own backend for transformers answered when recorded."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -127,6 +128,8 @@ def test_command_line(tiny_folder, tmp_path):
         ({}, "names no model"),
         ({"path": "x", "patch": "y"}, "'patch'; did you mean 'path'"),
         ({"path": "x", "pretrained": "y"}, "'pretrained'"),
+        ({"path": "x", "batch_size": "auto:4"}, "batch_size is 'auto:4'; it is a number"),
+        ({"path": "x", "dtype": "float8"}, "dtype is 'float8'"),
     ],
 )
 def test_bad_arguments(arguments, message):
@@ -135,6 +138,13 @@ def test_bad_arguments(arguments, message):
 
     with pytest.raises(UserError, match=message):
         JaxSFT(device="cuda:0", **arguments)
+
+
+def test_without_the_harness(monkeypatch):
+    monkeypatch.delitem(sys.modules, "jaxsft.evaluation.harness", raising=False)
+    monkeypatch.setitem(sys.modules, "lm_eval.api.instance", None)
+    with pytest.raises(UserError, match=r"lm-evaluation-harness is not installed .*pip install 'jaxsft\[eval\]'"):
+        importlib.import_module("jaxsft.evaluation.harness")
 
 
 # ----------------------------------------------------------------------------------------------------------------------
