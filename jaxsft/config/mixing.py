@@ -13,7 +13,8 @@ class RewordConfig:
     Attributes:
       records: what is reworded; without a path that of the recipe's `train`.
       bank: a file of wordings: a JSON list of texts, or one a line. `{name}` in them stands for a group of `pattern`,
-        one of `values`, another text field of the record, or, as `{prompt}`, for the whole question.
+        one of `values`, another text field of the record, or, as `{prompt}` and `{answer}`, for the whole question and
+        answer. An entry of the list may be a pair of texts, of which the second is how the answer is given.
       pattern: a regular expression with named groups, which fits the whole question, such as
         "(?P<context>.*)\\n(?P<instruction>[^\\n]*)"; "" has no groups.
       values: name -> text, the same for all records.

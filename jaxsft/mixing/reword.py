@@ -6,7 +6,7 @@ A model's own paraphrases: `jaxsft.synthesis.paraphrase`.
 import json
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,7 +18,15 @@ from jaxsft.files import write_text
 from jaxsft.synthesis.rows import Row, read_rows, written
 
 RECORDS = "records.jsonl"
+ANSWER = "{answer}"
 PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
+
+
+class Wording(NamedTuple):
+    """How a question is put, and how its answer is given; see `RewordConfig.bank`."""
+
+    question: str
+    answer: str = ANSWER
 
 
 def reword(config: RewordConfig, folder: epath.PathLike) -> str:
@@ -38,11 +46,11 @@ def reword(config: RewordConfig, folder: epath.PathLike) -> str:
     return f"{epath.Path(folder) / RECORDS}: {len(records)} records of {len(rows)} in {len(bank)} wordings"
 
 
-def read_bank(path: str) -> list[str]:
+def read_bank(path: str) -> list[Wording]:
     """The wordings of a file.
 
     Raises:
-      UserError: if there is none, or it is no list of different texts.
+      UserError: if there is none, or it is no list of different wordings.
     """
     file = epath.Path(path)
     if not path or not file.is_file():
@@ -55,11 +63,13 @@ def read_bank(path: str) -> list[str]:
             raise UserError(f"{path} begins as a JSON list and is none ({error}); mend it.") from error
     else:
         bank = [line.strip() for line in text.splitlines() if line.strip()]
-    if not bank or not all(isinstance(wording, str) and wording.strip() for wording in bank):
-        raise UserError(f"{path} must hold texts: a JSON list of them, or one a line.")
-    if twice := [wording for i, wording in enumerate(bank) if wording in bank[:i]]:
-        raise UserError(f"{path} has {twice[0]!r} twice; leave one out.")
-    return bank
+    pairs = [one if isinstance(one, list) else [one] for one in bank]
+    if not pairs or not all(0 < len(p) < 3 and all(isinstance(t, str) and t.strip() for t in p) for p in pairs):
+        raise UserError(f"{path} must hold texts: a JSON list of them, or of pairs of them, or one a line.")
+    wordings = [Wording(*pair) for pair in pairs]
+    if twice := [one for i, one in enumerate(wordings) if one in wordings[:i]]:
+        raise UserError(f"{path} has {twice[0].question!r} twice; leave one out.")
+    return wordings
 
 
 def balanced(rows: int, wordings: int, each: int, rng: np.random.Generator) -> list[list[int]]:
@@ -72,8 +82,8 @@ def balanced(rows: int, wordings: int, each: int, rng: np.random.Generator) -> l
     return chosen
 
 
-def record(row: Row, wording: str, config: RewordConfig) -> dict[str, Any]:
-    """The record with its question in another wording."""
+def record(row: Row, wording: Wording, config: RewordConfig) -> dict[str, Any]:
+    """The record with question and answer in another wording."""
     names = _names(row, config)
 
     def filled(match: re.Match) -> str:
@@ -81,21 +91,23 @@ def record(row: Row, wording: str, config: RewordConfig) -> dict[str, Any]:
             raise UserError(f"{row.where}: nothing stands for {match[0]} in {config.bank}; known are {_listed(names)}.")
         return names[match[1]]
 
-    question = PLACEHOLDER.sub(filled, wording)
-    return {**asked(row, question), **config.fields}
+    question, answer = (PLACEHOLDER.sub(filled, text) for text in wording)
+    return {**asked(row, question, answer if row.answer else None), **config.fields}
 
 
-def asked(row: Row, question: str) -> dict[str, Any]:
-    """The record with another question."""
-    messages = row.conversation.messages
-    place = len(row.prompt) - 1
-    changed = [{**one, "content": question} if i == place else one for i, one in enumerate(written(messages))]
+def asked(row: Row, question: str, answer: str | None = None) -> dict[str, Any]:
+    """The record with another question, and another answer where one is given."""
+    texts = {len(row.prompt) - 1: question} | ({} if answer is None else {len(row.prompt): answer})
+    changed = [
+        {**message, "content": texts[i]} if i in texts else message
+        for i, message in enumerate(written(row.conversation.messages))
+    ]
     return row.record(messages=changed)
 
 
 def _names(row: Row, config: RewordConfig) -> Mapping[str, str]:
     fields = {name: value for name, value in row.conversation.extras.items() if isinstance(value, str)}
-    return {**fields, **_groups(row, config), **config.values, "prompt": row.question}
+    return {**fields, **_groups(row, config), **config.values, "prompt": row.question, "answer": row.answer}
 
 
 def _groups(row: Row, config: RewordConfig) -> dict[str, str]:

@@ -8,7 +8,7 @@ import pytest
 
 from jaxsft.config import RewordConfig, SourceConfig
 from jaxsft.errors import UserError
-from jaxsft.mixing.reword import balanced, read_bank, reword
+from jaxsft.mixing.reword import Wording, balanced, read_bank, reword
 
 PATTERN = r"(?P<context>.*)\n(?P<instruction>[^\n]*)"
 
@@ -65,13 +65,30 @@ def test_several_wordings_of_a_record(config, tmp_path):
 def test_a_bank_is_a_list_or_lines(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(["one\ntwo", "three"]))
     (tmp_path / "b.txt").write_text("one\n\n  three \n")
-    assert read_bank(str(tmp_path / "a.json")) == ["one\ntwo", "three"]
-    assert read_bank(str(tmp_path / "b.txt")) == ["one", "three"]
+    assert read_bank(str(tmp_path / "a.json")) == [Wording("one\ntwo"), Wording("three")]
+    assert read_bank(str(tmp_path / "b.txt")) == [Wording("one", "{answer}"), Wording("three", "{answer}")]
+
+
+def test_an_answer_may_be_given_in_another_form(config, tmp_path):
+    (tmp_path / "bank.txt").write_text(json.dumps([["{prompt} As a dict.", "{'answer': '{answer}'}"]]))
+    config.pattern = ""
+    made = records(config, tmp_path)
+    for i, one in enumerate(made):
+        assert [message["content"] for message in one["messages"]] == [
+            f"fact {i}\nmore of {i}\nJudge it. As a dict.",
+            f"{{'answer': '{i}'}}",
+        ]
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("", "must hold texts"), ("a\na\n", "'a' twice"), ("[1]", "must hold texts"), ('["a"', "begins as a JSON list")],
+    [
+        ("", "must hold texts"),
+        ("a\na\n", "'a' twice"),
+        ("[1]", "must hold texts"),
+        ('[["a", "b", "c"]]', "must hold texts"),
+        ('["a"', "begins as a JSON list"),
+    ],
 )
 def test_a_bad_bank(tmp_path, text, message):
     (tmp_path / "bank").write_text(text)
