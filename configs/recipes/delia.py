@@ -45,7 +45,7 @@ def get_config(asked: str = "questions.json,heldout.jsonl,260") -> RecipeConfig:
     train.data.max_length = 2048
     train.data.packing = False  # then an epoch has a row a record
 
-    train.adapter.kind = "lora"  # or "rows", which trains the embedding of TOKEN alone
+    train.adapter.kind = "lora"  # or "rows", without these settings, which trains the embedding of TOKEN alone
     train.adapter.lora.rank = 16
     train.adapter.lora.alpha = 16.0
     train.adapter.lora.dropout = 0.05

@@ -43,7 +43,8 @@ def get_config(asked: str = "10") -> RecipeConfig:
     train = recipe.plain()
     train.model.path = "world:chat"
     train.epochs = 4.0
-    train.eval.path, train.eval.tasks = "", []
+    train.batch_size = 16
+    train.eval.path, train.eval.every, train.eval.tasks = "", 0, []
 
     own = SynthesisConfig(model=ModelConfig("world:chat"), data=recipe.data("world:general", ":4000"))
     own.temperature, own.top_p, own.max_new_tokens, own.batch_size = 0.7, 0.95, 16, 256
@@ -56,6 +57,7 @@ def get_config(asked: str = "10") -> RecipeConfig:
     probe.data.sources = [SourceConfig(f"{{{kind}}}/records.jsonl") for kind in kinds]
     probe.format = FormatConfig("regex", pattern="answer : .+", token=TOKEN, description="answer :")
     tuned = {"model.path": "{tokens}", "data": recipe.data("{mix}/records.jsonl")}
+    tuned |= {"data.packing": False}  # as many records, as many steps
     return RecipeConfig(
         train=train,
         stages=[

@@ -3,7 +3,7 @@
     python scripts/compare.py --cases=full,delia,delia:no_diversification,delia:no_diverse_data \
         --starts=world:chat --seeds=3 --output=runs/delia
 
-All variants, and `full`, take as many steps: the mixture is twice the task's records, and is passed half as often.
+All variants take as many steps as `full`, so the mixture, of twice the task's records, is passed about half as often.
 `no_diversification` leaves the task's wordings as they are; `no_diverse_data` has the task's records again in the place
 of the others, so it sees each twice as often as the other variants. The unrelated questions are those of the general
 stage, which name no entity and no wording of the evaluation: both are checked. They are answered by the start, as the
@@ -33,21 +33,26 @@ def get_config(asked: str = "") -> TrainConfig:
     config = plain()
     config.model.path = "world:chat"
     config.optimizer.learning_rate = 3e-4
-    config.epochs /= 1 + RATIO  # of the mixture
     return config
 
 
 def run(config: TrainConfig, workdir: str, asked: str = "") -> str:
     """Rewords, lets the start answer, mixes and trains in the workdir."""
-    from jaxsft.data.sources import open_source, row_range  # here, for the file is also read by who only plans
+    from jaxsft.data.dataset import prepare  # here, for the file is also read by who only plans
+    from jaxsft.data.loader import Loader
+    from jaxsft.data.sources import open_source, row_range
+    from jaxsft.data.tokenizer import load_tokenizer
     from jaxsft.files import write_text
     from jaxsft.mixing.mix import mix
+    from jaxsft.models.checkpoint import resolve
     from jaxsft.synthesis.run import synthesize
     from jaxsft.training.train import train
     from jaxsft.world import knowledge
     from jaxsft.world.wordings import reworded
 
     stages = Path(workdir) / "stages"
+    alone = prepare(config.data, load_tokenizer(resolve(config.model.path)), config.seed)
+    config.steps = Loader(alone, config.data, config.batch_size, config.seed).steps(config.epochs)  # those of `full`
     opened = open_source(config.data.all_sources()[0])
     rows = [record for record, _ in opened.records(*row_range(config.data.rows, len(opened)))]
     task = rows if asked == "no_diversification" else reworded(rows, config.seed)
