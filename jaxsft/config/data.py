@@ -8,7 +8,7 @@ class SourceConfig:
     """One source of records.
 
     Attributes:
-      path: a file, folder or glob, local or `gs://`, of `.json`, `.jsonl` or `.parquet`;
+      path: a file, folder or glob, local or `gs://`, of `.json`, `.jsonl`, `.csv` or `.parquet`;
         `tfds:NAME[/CONFIG][:SPLIT]`; or `world:SPLIT` of the built-in world.
       name: the source's tag in reports; default: the file's name. A record's own `source` field wins.
       weight: how many times the source is seen in an epoch: 2.0 twice, 0.5 a random half (redrawn each epoch).

@@ -108,12 +108,11 @@ def _encode_turns(
     begin, end = _content(first, choices[0])
     layouts = [(first, end)]
     for choice in choices[1:]:
-        if any(map(renderer.has_control, (choice, choices[0]))):
+        if any(renderer.has_control(text) or text != text.strip() for text in (choice, choices[0])):
             layout = renderer.layout(said(choice), name)
             layouts.append((layout, _content(layout, choice)[1]))
-        else:  # templates write an answer as it is, so that only it needs to be exchanged
-            content = choice.strip()
-            layouts.append((_exchanged(first, begin, end, content), begin + len(content)))
+        else:  # templates write an answer as it is, blanks at its ends apart, so that only it needs to be exchanged
+            layouts.append((_exchanged(first, begin, end, choice), begin + len(choice)))
     encodings = renderer.encode([layout for layout, _ in layouts])
     return [
         _marked(encoding, layout.spans[-1][0], stop, name, choice)

@@ -41,7 +41,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
 
     Returns:
       A task whose figures are `accuracy`, its `standard_error`, `chance` (the accuracy of guessing, and the expected
-      `right_mass` of equal likelihoods), `questions`, `right_mass`, `ece` and `ece_equal_mass` (see the module),
+      `right_mass` of equal likelihoods), `questions`, `right_mass` and its standard error, `ece` and `ece_equal_mass`,
       `normalized` (the accuracy by each normalization), with several sources `macro_accuracy` (the mean of theirs),
       `cut` (choices whose question lost its beginning because it was longer than the model's context), `first_prompt`
       (what the model reads before the first choice), and tables where there are several sources or task types. Its
@@ -148,13 +148,15 @@ def summarize(
     hits = {name: np.array([own[i] for own, i in zip(right, places)]) for name, places in chosen.items()}
     probabilities = [np.exp(own - np.logaddexp.reduce(own)) for own in log_likelihoods]
     confidence = np.array([own.max() for own in probabilities])
+    mass = np.array([own[is_right].sum() for own, is_right in zip(probabilities, right)])
     accuracy, count = float(hits[kind].mean()), len(right)
     return {
         "accuracy": accuracy,
         "standard_error": math.sqrt(accuracy * (1 - accuracy) / count),
         "chance": float(np.mean([own.mean() for own in right])),
         "questions": count,
-        "right_mass": float(np.mean([own[is_right].sum() for own, is_right in zip(probabilities, right)])),
+        "right_mass": float(mass.mean()),
+        "right_mass_standard_error": float(mass.std()) / math.sqrt(count),
         "ece": calibration_error(confidence, hits["none"]),
         "ece_equal_mass": calibration_error(confidence, hits["none"], equal_mass=True),
         "normalized": {name: float(own.mean()) for name, own in hits.items()},

@@ -1,6 +1,7 @@
 """Forms of records, scores by hand, and the tokens that count as a choice's own."""
 
 import dataclasses
+import json
 import types
 
 import jax
@@ -11,8 +12,9 @@ from jaxsft.config import DataConfig, MeshConfig, TaskConfig
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
 from jaxsft.evaluation.choices import count_cut, encode_choices, encoder, score
+from jaxsft.evaluation.continuations import share
 from jaxsft.evaluation.forms import Question, parse_question, read_questions
-from jaxsft.evaluation.multiple_choice import choose, normalized, prepare
+from jaxsft.evaluation.multiple_choice import choose, normalized, prepare, summarize
 from jaxsft.evaluation.task import Subject, question_ids
 from jaxsft.models.checkpoint import load_architecture, load_params
 from jaxsft.models.decoder import Decoder
@@ -148,3 +150,59 @@ def test_accuracy_and_scores(stories, tmp_path):
     assert [len(pair.continuation) for pair in pairs] == [weights.sum() for _, weights in encoded]
     np.testing.assert_allclose(scores, [by_hand(*e) for e in encoded], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(cut_scores, [by_hand(*(x[-8:] for x in e)) for e in encoded], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("template", ["none", "plain", "llama2", "chatml", "openchat"])
+def test_choices_are_encoded_as_each_by_itself(stories, template):
+    """Also with control strings, blanks at the ends, and one that is the end of another."""
+    encode = encoder(template, stories.tokenizer, "auto" if template != "openchat" else "GPT4")
+    choices = ["A", "home. ", " The dog ran home.", "A </s> dog", "dog"]
+    for found, choice in zip(encode("Where was the dog?", choices), choices):
+        (alone,) = encode("Where was the dog?", [choice])
+        ends = [np.flatnonzero(weights)[-1] + 1 for _, weights in (found, alone)]  # what follows changes nothing
+        np.testing.assert_array_equal(found[0][: ends[0]], alone[0][: ends[1]])
+        np.testing.assert_array_equal(found[1][: ends[0]], alone[1][: ends[1]])
+
+
+def test_letters_of_a_question_need_one_pass(stories, tmp_path):
+    """On a tokenizer that writes some letters as one token and some as two; scores are those of each by itself."""
+    mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+    subject = Subject(stories.decoder, stories.tokenizer, stories.source, mesh)
+    data = DataConfig(template="none")
+    pairs = encode_choices(["Who ran home?\nAnswer:", "Who did not?\nAnswer:"], [list("ABCD")] * 2, data, subject)
+    assert len({len(pair.continuation) for pair in pairs}) == 2
+    assert len(share(pairs, 512)) == 2
+    together = score(pairs, TaskConfig(data=data), subject, stories.params, None)
+    alone = [score([pair], TaskConfig(data=data), subject, stories.params, None)[0] for pair in pairs]
+    np.testing.assert_allclose(together, alone, rtol=1e-5)
+
+
+def test_mass_and_calibration_by_hand():
+    """Of one question the right choices are the first and the last, of the other the second; 0.6 + 0.1, and 0.3."""
+    logs = [np.log([0.6, 0.3, 0.1]) - 7, np.log([0.7, 0.3]) - 90]  # not normalised
+    right = [np.array([True, False, True]), np.array([False, True])]
+    found = summarize(logs, right, {"none": np.array([0, 0]), "bytes": np.array([1, 1])}, "bytes")
+    assert found["right_mass"] == pytest.approx((0.7 + 0.3) / 2)
+    assert found["right_mass_standard_error"] == pytest.approx(0.2 / 2**0.5)
+    assert (found["accuracy"], found["normalized"]) == (0.5, {"none": 0.5, "bytes": 0.5})
+    assert found["chance"] == pytest.approx((2 / 3 + 1 / 2) / 2)
+    assert found["ece"] == pytest.approx((abs(1 - 0.6) + abs(0 - 0.7)) / 2)  # of the likeliest, whatever was chosen
+
+
+def test_against_a_premise(stories, tmp_path):
+    """The log-likelihood less that of the same text behind the premise, end to end."""
+    path = tmp_path / "questions.jsonl"
+    records = [{"question": "Once upon a", "choices": ["time", "dog"], "answer": 0, "subject": s} for s in "ab"]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+    subject = Subject(stories.decoder, stories.tokenizer, stories.source, mesh)
+    data = DataConfig(path=str(path), template="none")
+    for premise in ("", "Once upon a"):
+        config = TaskConfig(data=data, normalize="unconditional", premise=premise)
+        figures = prepare(config, subject).measure(stories.params, None).figures
+        pairs = encode_choices([premise], [["time", "dog"]], data, subject)
+        behind = score(pairs, config, subject, stories.params, None)
+        pairs = encode_choices(["Once upon a"], [["time", "dog"]], data, subject)
+        gain = score(pairs, config, subject, stories.params, None) - behind
+        assert figures["accuracy"] == figures["macro_accuracy"] == (gain[0] >= gain[1])
+    assert gain == pytest.approx([0, 0], abs=1e-5)  # the question is the premise
