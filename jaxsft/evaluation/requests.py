@@ -34,7 +34,8 @@ class Responder:
     Attributes:
       tokenizer: the model's, as transformers has it.
       template: the chat template, None where the model has none.
-      max_length: tokens of a context and its continuation, the last of which is only predicted.
+      max_length: inputs of a forward pass at most: a context and its continuation may have one token more, which is
+        only predicted.
     """
 
     def __init__(

@@ -211,6 +211,18 @@ def test_draws_depend_on_seed_and_place(responder):
     assert responder("tiny", seed=1).generate_until(asked) != first
 
 
+def test_settings(responder):
+    plain, chat = responder("tiny").sampling, responder("tiny", template="chatml").sampling
+    assert plain({"until": "x"}).stop_strings == ("x", "</s>") and plain({}).max_new_tokens == 256
+    assert chat({}).stop_strings == ("</s>", "<|im_end|>")  # where training put the end of an answer
+    assert plain({"max_gen_toks": 3, "max_tokens": 9}).max_new_tokens == 3 and plain({}).stop_ids == (1,)
+    drawn = {"temperature": 0.7, "top_p": 0.9, "top_k": 5, "repetition_penalty": 1.1}
+    sampling = plain(drawn)
+    assert {name: getattr(sampling, name) for name in drawn} == drawn
+    greedy = plain(drawn | {"do_sample": False})
+    assert (greedy.temperature, greedy.top_p, greedy.top_k, greedy.repetition_penalty) == (0, 1, 0, 1.1)
+
+
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
