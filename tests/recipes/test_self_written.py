@@ -12,6 +12,9 @@ import pytest
 from jaxsft.config import ModelConfig
 from jaxsft.decoding.job import weights_digest
 from jaxsft.errors import UserError
+from jaxsft.objectives.registry import make_objective
+from jaxsft.objectives.sft import SFT
+from jaxsft.recipes.plan import plan
 from jaxsft.recipes.run import run
 from jaxsft.sharding import make_mesh
 from jaxsft.training.restore import open_model
@@ -103,6 +106,32 @@ def test_the_settings_of_the_paper():
 def test_a_recipe_that_is_asked_for_otherwise_is_refused(asked):
     with pytest.raises(UserError, match="write ITERATIONS,LEARNING_RATE"):
         runpy.run_path(str(RECIPES / "spin.py"))["get_config"](asked)
+
+
+@pytest.mark.parametrize("variant", ["tuned", "direct"])
+def test_spin_on_the_world(variant, monkeypatch):
+    """From fine-tuning, or from the start itself, each iteration from the one before."""
+    planned = []
+    monkeypatch.setattr("jaxsft.recipes.run.run", lambda recipe, workdir: planned.extend(plan(recipe, workdir)))
+    case = runpy.run_path(str(REPOSITORY / "configs" / "world" / "spin.py"))
+    config = case["get_config"](variant)
+    config.optimizer.learning_rate, config.seed = 1e-5, 2
+    left = case["run"](config, "somewhere", variant)
+    assert left.name == "iterate_1" and planned[-1].name == "iterate_1"
+    stages = {stage.name: stage.config for stage in planned}
+    start = "{start}" if variant == "tuned" else "world:chat"
+    assert [stages[f"run_{t}"].model.path for t in range(2)] == [start, "{iterate_0}"]
+    assert [stages[f"pairs_{t}"].model.path for t in range(2)] == [start, "{iterate_0}"]
+    assert [stages[f"pairs_{t}"].seed for t in range(2)] == [4, 5]
+    assert all(stages[f"run_{t}"].optimizer.learning_rate == 1e-5 for t in range(2))
+    if variant == "tuned":
+        tuning = stages["sft"]
+        assert (tuning.optimizer.learning_rate, tuning.epochs) == (case["SFT_RATE"], 4.0)
+        assert make_objective(tuning.objective) == SFT()
+    else:
+        assert "sft" not in stages
+    with pytest.raises(UserError, match="write one of spin:tuned, spin:direct"):
+        case["get_config"]("twice")
 
 
 RECIPE = """
