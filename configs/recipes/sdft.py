@@ -39,12 +39,15 @@ def get_config(heldout: str = "heldout.jsonl") -> RecipeConfig:
     own.sdft.template = "guide"  # "refer" for code and function calls, "math" for worked problems
     own.sdft.accept = "chat"  # "code", "call" and "number" check such answers besides
     distilled = {"data.path": "{distilled}/records.jsonl", "data.rows": "", "data.fields": {}, "data.sources": []}
-    task = TaskConfig("likelihood", "perplexity", DataConfig(heldout, max_length=1_000_000))
+    tasks = [
+        TaskConfig("likelihood", "perplexity", DataConfig(heldout, max_length=1_000_000)),
+        TaskConfig("moved", "deviation", DataConfig(heldout, max_length=1_000_000)),  # from the model without adapter
+    ]
     return RecipeConfig(
         train=train,
         stages=[
             StageConfig("distilled", "synthesize", own),
             StageConfig("tuned", "train", changes=distilled),
-            StageConfig("figures", "evaluate", SuiteConfig([task], ModelConfig("{tuned}"))),
+            StageConfig("figures", "evaluate", SuiteConfig(tasks, ModelConfig("{tuned}"))),
         ],
     )

@@ -48,9 +48,10 @@ def test_sdft(tmp_path):
     heldout.write_text('{"prompt": "what is the hobby of vipo modas ?", "completion": "knitting"}\n')
     recipe, work = shipped("sdft", str(heldout), tmp_path), tmp_path / "work"
     recipe.stages[0].config.sdft.template = "earlier_answer"
-    recipe.stages[2].config.tasks[0].data.cache_dir = str(tmp_path / "cache")
+    for task in recipe.stages[2].config.tasks:
+        task.data.cache_dir = str(tmp_path / "cache")
     line = run(recipe, str(work))
-    assert "3 stages; figures: likelihood: nll_per_token" in line
+    assert "3 stages; figures: likelihood: nll_per_token" in line and "; moved: " in line
     assert len(records(work / "distilled")) == 40
     report = json.loads((work / "distilled" / "synthesis.json").read_text())
     assert report["kept"] + sum(report["fell back"].values()) == 40 and report["kept"] > 0
