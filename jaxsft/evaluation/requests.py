@@ -163,6 +163,7 @@ class Responder:
             max_new_tokens=int(next(iter(lengths), MAX_GEN_TOKS)),
             stop_ids=self._prompter.stop_ids,
             stop_strings=tuple(dict.fromkeys(filter(None, [*until, *ends]))),
+            vocabulary=self._prompter.vocabulary,
             seed=self._seed,
         )
 

@@ -59,7 +59,8 @@ class Writer:
         self._prompter, self._prompts = prompter, [one[-room:] for one in ids]
         self.cut = sum(len(one) > room for one in ids)
         self.mode = "plain continuation" if prompter.template is None else prompter.template.name
-        chosen = Sampling(max_new_tokens=config.max_new_tokens, stop_ids=prompter.stop_ids, **sampling)
+        ends = {"max_new_tokens": config.max_new_tokens, "stop_ids": prompter.stop_ids}
+        chosen = Sampling(**ends, vocabulary=prompter.vocabulary, **sampling)
         batch = {"batch_size": config.batch_size, "text": prompter.text}
         self._sampler = Sampler(subject.decoder, chosen, subject.mesh, **batch)
 

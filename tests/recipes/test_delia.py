@@ -106,3 +106,30 @@ def test_the_settings_of_the_paper():
 def test_a_recipe_that_is_asked_for_otherwise_is_refused(asked):
     with pytest.raises(UserError, match="write QUESTIONS,HELDOUT,RATIO"):
         runpy.run_path(str(RECIPE))["get_config"](asked)
+
+
+def test_the_token_on_the_world_is_a_recipe(tmp_path):
+    """Its run takes minutes (docs/methods/delia.md); here that its stages fit each other."""
+    get_config = runpy.run_path(str(RECIPE.with_name("delia_world.py")))["get_config"]
+    stages = plan(get_config("10,repeat"), tmp_path)
+    assert [stage.kind for stage in stages] == [
+        "tokens",
+        "reword",
+        "synthesize",
+        "mix",
+        "train",
+        *["reword"] * 3,
+        *["evaluate"] * 2,
+    ]
+    mix = stages[3].resolved()
+    assert mix.repeat and mix.ratio == 10.0 and mix.task.path == str(tmp_path / "task" / "records.jsonl")
+    for asked in ("many", "10,again", ""):
+        with pytest.raises(UserError, match="write RATIO"):
+            get_config(asked)
+
+
+def test_a_variant_of_the_case_that_is_none():
+    get_config = runpy.run_path(str(REPOSITORY / "configs" / "world" / "delia.py"))["get_config"]
+    assert get_config("no_diverse_data") == get_config()
+    with pytest.raises(UserError, match="known are delia:no_diversification, delia:no_diverse_data"):
+        get_config("plain")

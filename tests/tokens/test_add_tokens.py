@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,10 @@ from jaxsft.models.decoder import Decoder
 from jaxsft.tokens.add import add_tokens
 from jaxsft.tokens.files import new_ids, write_tokens
 from jaxsft.tokens.rows import new_rows, padded, with_rows
+from tests.conftest import REPOSITORY
 from tests.evaluation.folders import make_folder
 from tests.tiny import logits
+from tests.training.conftest import run
 
 KNOWN = 258  # ids of the tiny tokenizer: two control tokens and all bytes
 
@@ -221,3 +224,12 @@ def test_real_tokenizers_read_back(real_data, tmp_path, name):
     assert new == before.num_ids and after.num_ids == new + 1 and after.content_tokens == ("<sep>",)
     assert after.encode("a<sep>b").ids == [*before.encode("a").ids, new, *before.encode("b").ids]
     assert after.chat_template == before.chat_template and after.variables.items() >= before.variables.items()
+
+
+def test_the_script(tmp_path, source):
+    script = [sys.executable, str(REPOSITORY / "scripts/add_tokens.py"), f"--config={REPOSITORY}/configs/tokens.py"]
+    done = run([*script, f"--output={tmp_path / 'new'}", f"--config.model={source}", "--config.init=mean"])
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == f"{tmp_path / 'new'}: <sep> = 258, by mean; 258 rows became 320"
+    refused = run([*script, f"--config.model={source}"])
+    assert refused.returncode == 1 and "--output is missing" in refused.stderr
