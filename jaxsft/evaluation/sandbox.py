@@ -197,4 +197,5 @@ def _unavailable() -> str:
     if not (first := _run("pass", "pass", Limits())).passed:
         return f"a program that does nothing did not run ({first.why}); namespaces may be forbidden"
     outcome = _run("", PROBE, Limits())
-    return "" if outcome.passed else f"in the sandbox a program can still {outcome.message or outcome.why}"
+    told = outcome.message.removeprefix("AssertionError: ") or outcome.why
+    return "" if outcome.passed else f"in the sandbox a program can still {told}"

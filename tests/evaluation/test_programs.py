@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -114,6 +115,28 @@ def test_without_a_sandbox_nothing_is_run(monkeypatch):
     monkeypatch.setattr(sandbox, "_unavailable", lambda: "namespaces may be forbidden")
     with pytest.raises(UserError, match="run in a sandbox alone, and there is none here: namespaces may be forbidden"):
         Sandbox()
+
+
+def test_what_is_missing_is_said(monkeypatch):
+    why = sandbox._unavailable.__wrapped__
+    monkeypatch.setattr(sandbox, "_command", lambda root, limits: ["false"])
+    if sys.platform.startswith("linux"):
+        assert why() == "a program that does nothing did not run (ended); namespaces may be forbidden"
+        monkeypatch.setattr(sandbox, "TOOLS", ("sh", "no-such-tool"))
+        assert why() == "no-such-tool (util-linux) is not installed"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    assert why() == "it needs Linux, and this is darwin"
+
+
+def test_no_sandbox_passes_for_one(monkeypatch, tmp_path):
+    """The same programs without namespaces: the probe finds what it can do."""
+    here = sandbox.RUNNER.replace("/tmp", str(tmp_path))
+    monkeypatch.setattr(sandbox, "_command", lambda root, limits: [sys.executable, "-S", "-c", here])
+    monkeypatch.setattr(
+        sandbox, "PROBE", sandbox.PROBE.replace("range(256)", "range(1)").replace("/usr", str(tmp_path))
+    )
+    why = sandbox._unavailable.__wrapped__()
+    assert re.match("in the sandbox a program can still .*start processes without end, write a file outside", why)
 
 
 def test_the_probe_tells_a_sandbox_from_none(tmp_path):
