@@ -36,7 +36,8 @@ def add_tokens(config: TokensConfig, output: epath.PathLike) -> str:
     Raises:
       UserError: for a model or tokens that cannot be, a description that is missing, and a folder that holds something.
     """
-    check_new_folder(output)
+    if jax.process_index() == 0:  # whose folder the others may see already
+        check_new_folder(output)
     source = checkpoint.resolve(config.model)
     arch, tokenizer = checkpoint.load_architecture(source), load_tokenizer(str(source))
     ids, known = new_ids(tokenizer, config.tokens), min(tokenizer.num_ids, arch.vocab_size)
