@@ -24,6 +24,7 @@ import numpy as np
 
 from jaxsft.config import TaskConfig
 from jaxsft.data.conversation import Message
+from jaxsft.decoding.prompts import as_json
 from jaxsft.errors import UserError
 from jaxsft.evaluation.asking import Asker, Shot, fill, in_words
 from jaxsft.evaluation.calibration import calibration_error
@@ -71,7 +72,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
 
     def measure(params: Any, adapters: Any) -> Result:
         found = score(choices, config, subject, params, adapters)
-        premise = None if alone is None else _spread(alone, score(alone[0], config, subject, params, adapters))
+        premise = None if alone is None else score(alone[0], config, subject, params, adapters)[alone[1]]
         texts = [choice for question in questions for choice in said(question, config)]
         chosen = {
             kind: choose(normalized(found, tokens, texts, kind, premise), bounds)
@@ -98,7 +99,9 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
         f"{len(questions)} questions with {len(choices)} choices, scored by {config.choices}; "
         f"{config.normalize}-normalised log-likelihood"
     )
-    fingerprint = digest([[q.text, q.choices, sorted(q.right), q.source, q.task_type] for q in questions])
+    whole = zip(map(as_json, prompts), questions)
+    asked = [[prompt, said(q, config), sorted(q.right), q.source, q.task_type] for prompt, q in whole]
+    fingerprint = digest(asked)
     return Task(name, report, fingerprint, measure)
 
 
@@ -195,11 +198,6 @@ def _alone(questions: list[Question], config: TaskConfig, subject: Subject) -> t
         )
     prompts = [[Message("user", config.premise)]]
     return encode_choices(prompts, [list(distinct)], config.data, subject), np.array([distinct[text] for text in texts])
-
-
-def _spread(alone: tuple[list[Pair], np.ndarray], scores: np.ndarray) -> np.ndarray:
-    """The scores of distinct texts, for every choice."""
-    return scores[alone[1]]
 
 
 def _record(
