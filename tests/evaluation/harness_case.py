@@ -19,7 +19,7 @@ CONFIG = {
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "head_dim": 8,
-    "vocab_size": 288,
+    "vocab_size": 272,  # as many as the tokenizer has
     "max_position_embeddings": 96,
     "rms_norm_eps": 1e-5,
     "rope_theta": 10000.0,

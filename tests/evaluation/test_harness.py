@@ -19,6 +19,7 @@ from tests.evaluation import harness_case as case
 
 RECORDED = json.loads(Path(__file__).with_name("recorded").joinpath("harness.json").read_text())
 TOLERANCE = 1e-4  # nats, of a sum over all tokens
+ROUNDING = 1e-6  # of a long sum, which that backend adds up in float32
 
 
 @pytest.fixture(scope="session")
@@ -56,7 +57,9 @@ def test_log_likelihoods(responder, name):
     answers = dict(responder(name).loglikelihood(case.PAIRS))
     assert sorted(answers) == list(range(len(case.PAIRS)))
     expected = RECORDED[name]["loglikelihood"]
-    assert [answers[i].log_prob for i in range(len(expected))] == pytest.approx([e[0] for e in expected], abs=TOLERANCE)
+    assert [answers[i].log_prob for i in range(len(expected))] == pytest.approx(
+        [e[0] for e in expected], abs=TOLERANCE, rel=ROUNDING
+    )
     assert [answers[i].greedy for i in range(len(expected))] == [e[1] for e in expected]
     assert {e[1] for e in RECORDED["stories260K"]["loglikelihood"]} == {True, False}
 
@@ -64,7 +67,7 @@ def test_log_likelihoods(responder, name):
 @pytest.mark.parametrize("name", ["tiny", "stories260K"])
 def test_whole_texts(responder, name):
     rolling = responder(name).loglikelihood_rolling(case.TEXTS)
-    assert rolling == pytest.approx(RECORDED[name]["loglikelihood_rolling"], abs=TOLERANCE)
+    assert rolling == _near(RECORDED[name]["loglikelihood_rolling"])
 
 
 @pytest.mark.parametrize("name", ["tiny", "stories260K"])
@@ -89,7 +92,12 @@ def test_tasks_through_the_harness(folders, tmp_path, name, kind):
     for task, metrics in expected["metrics"].items():
         # perplexities are exponentials of sums over few words
         assert found["metrics"][task] == pytest.approx(metrics, rel=10 * TOLERANCE), task
-        assert _flat(found["answers"][task]) == pytest.approx(_flat(expected["answers"][task]), abs=TOLERANCE), task
+        said, recorded = _flat(found["answers"][task]), _flat(expected["answers"][task])
+        assert said == [one if isinstance(one, str) else _near(one) for one in recorded], task
+
+
+def _near(values):
+    return pytest.approx(values, abs=TOLERANCE, rel=ROUNDING)
 
 
 def _flat(values):
