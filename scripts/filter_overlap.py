@@ -3,7 +3,7 @@
     python scripts/filter_overlap.py --data=TriviaQA.csv --separator="; " --against=conversations.jsonl \
         --output=triviaqa_filtered.jsonl
 
-Records are kept as they are. See jaxsft/evaluation/overlap.py for what counts as overlap.
+Records are kept as they are. See jaxsft/evaluation/papers/overlap.py for what counts as overlap.
 """
 
 import json
@@ -13,7 +13,7 @@ from absl import flags
 from jaxsft import cli
 from jaxsft.config import SourceConfig
 from jaxsft.errors import UserError
-from jaxsft.evaluation.overlap import read_seen, without_overlap
+from jaxsft.evaluation.papers.overlap import read_seen, without_overlap
 from jaxsft.files import write_text
 
 DATA = flags.DEFINE_string("data", "", "Questions: a file, a folder, a glob.")

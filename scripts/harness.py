@@ -11,7 +11,7 @@ from jaxsft.errors import UserError
 
 
 def main() -> None:
-    from jaxsft.evaluation import harness
+    from jaxsft.evaluation.harness import model as harness
 
     harness.main(sys.argv[1:])
 

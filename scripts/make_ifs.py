@@ -18,8 +18,8 @@ from etils import epath
 from jaxsft import cli
 from jaxsft.config import SourceConfig
 from jaxsft.errors import UserError
-from jaxsft.evaluation.answer_classifier import train_classifier
-from jaxsft.evaluation.instruction_cuts import examples, first_turns, prompts
+from jaxsft.evaluation.papers.answer_classifier import train_classifier
+from jaxsft.evaluation.papers.instruction_cuts import examples, first_turns, prompts
 from jaxsft.files import write_text
 
 DATA = flags.DEFINE_string("data", "", "Conversations: a file, a folder, a glob.")

@@ -66,14 +66,15 @@ from jaxsft.data.templates import load_template
 from jaxsft.data.types import type_ids
 from jaxsft.dispersal import run as dispersal
 from jaxsft.errors import UserError
-from jaxsft.evaluation import judges, separation
-from jaxsft.evaluation.answers import MATCHES
+from jaxsft.evaluation import registry
+from jaxsft.evaluation.answers import judges
+from jaxsft.evaluation.answers.formats import Format
+from jaxsft.evaluation.answers.generation import judge
+from jaxsft.evaluation.answers.matching import MATCHES
 from jaxsft.evaluation.asking import Pool, Shot
-from jaxsft.evaluation.formats import Format
+from jaxsft.evaluation.choices.multiple_choice import choose, normalized, said
 from jaxsft.evaluation.forms import Question
-from jaxsft.evaluation.generation import judge
-from jaxsft.evaluation.multiple_choice import choose, normalized, said
-from jaxsft.evaluation.registry import FIGURES, HEADLINES
+from jaxsft.evaluation.papers import separation
 from jaxsft.merging.plan import make_plan
 from jaxsft.merging.trees import merge_trees
 from jaxsft.merging.weighing import Space, minimise
@@ -572,7 +573,7 @@ READERS = {
     "SelfSampleConfig.mode": (lambda choice, _: self_sample.prompt(_row(), SelfSampleConfig(choice)).messages, None),
     "l1_on": (_l1_on, {"change": 0.0, "weights": 2.0}),
     "schedule": (_schedule, None),
-    "task": (lambda choice, _: HEADLINES[choice], None),
+    "task": (lambda choice, _: registry.KINDS[choice], None),
     "instruction_in": (lambda choice, _: str(separation.prompt("s", "d", TaskConfig(instruction_in=choice))), None),
     "normalize": (_grade, {"none": 1, "tokens": 2, "characters": 0, "bytes": 3, "unconditional": 4}),
     "choices": (_said_of_choices, {"text": ["red", "blue"], "letters": ["A", "B"]}),
@@ -599,7 +600,7 @@ def test_every_choice_is_known_to_its_reader(name, tmp_path):
 def test_no_reader_knows_more_than_the_config_lets_through():
     assert set(DIRECTIONS) == set(CHOICES["OptimizerConfig.name"])
     assert set(GROUPINGS) == set(CHOICES["grouping"])
-    assert set(HEADLINES) == set(FIGURES) == set(CHOICES["task"])
+    assert set(registry.KINDS) == set(CHOICES["task"])
     assert set(METHODS) == set(CHOICES["SynthesisConfig.method"])
     assert set(TEMPLATES) == set(CHOICES["SDFTConfig.template"])
     assert set(TESTS) == set(CHOICES["SDFTConfig.accept"])

@@ -8,7 +8,7 @@ from jaxsft.config.model import MeshConfig, ModelConfig
 
 @dataclasses.dataclass
 class FormatConfig:
-    """The form that answers are to have, for the task "format" (see `jaxsft.evaluation.format_following`).
+    """The form that answers are to have, for the task "format" (see `jaxsft.evaluation.answers.format_following`).
 
     Attributes:
       kind: "dict" (a Python dict), "json" (a JSON object) or "regex".
@@ -29,7 +29,7 @@ class FormatConfig:
 
 @dataclasses.dataclass
 class CodeConfig:
-    """How programs are drawn and run, for the task "code" (see `jaxsft.evaluation.programs`).
+    """How programs are drawn and run, for the task "code" (see `jaxsft.evaluation.programs.task`).
 
     Attributes:
       execute: run what the model wrote, in a sandbox; without it the task is refused.
@@ -96,7 +96,7 @@ class PromptConfig:
 
 @dataclasses.dataclass
 class AnswerConfig:
-    """How a written answer is compared with the reference; see `jaxsft.evaluation.answers`.
+    """How a written answer is compared with the reference; see `jaxsft.evaluation.answers.matching`.
 
     Attributes:
       match: "exact" (the whole answer), "alias" (any of several references, without case, articles and punctuation),

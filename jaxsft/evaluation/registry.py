@@ -3,74 +3,97 @@
 import dataclasses
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxsft.config import DataConfig, TaskConfig
 from jaxsft.errors import UserError
-from jaxsft.evaluation import (
-    deviation,
-    format_following,
-    generation,
-    ifeval,
-    instruction_following,
-    judges,
-    knowledge_conflict,
-    multiple_choice,
-    perplexity,
-    programs,
-    routing,
-    separation,
-)
+from jaxsft.evaluation.answers import format_following, generation, judges
+from jaxsft.evaluation.choices import multiple_choice
+from jaxsft.evaluation.ifeval import task as ifeval
+from jaxsft.evaluation.likelihood import deviation, perplexity, routing
+from jaxsft.evaluation.papers import instruction_following, knowledge_conflict, separation
+from jaxsft.evaluation.programs import task as programs
 from jaxsft.evaluation.task import Result, Subject, Task
 
-HEADLINES = {
-    "perplexity": "nll_per_token {nll_per_token:.5f} (perplexity {perplexity:.4g}) over {tokens} tokens of "
-    "{examples} examples",
-    "multiple_choice": "accuracy {accuracy:.4f} +- {standard_error:.4f} (chance {chance:.4f}) on {questions} questions",
-    "generation": "exact_match {exact_match:.4f} +- {standard_error:.4f} on {questions} questions",
-    "answers": "{turns} answers to {questions} questions, {tokens:.1f} tokens on average, {ended:.1%} of them ended",
-    "ifeval": "prompt_strict {prompt_strict:.4f} +- {standard_error:.4f}, instruction_strict {instruction_strict:.4f} "
-    "on {prompts} prompts, {undecided} instructions undecided",
-    "code": "pass_at_1 {pass_at_1:.4f} +- {standard_error:.4f} on {problems} problems, {programs} programs run",
-    "deviation": "deviation {deviation:.5f}, kl_per_token {kl_per_token:.5f} over {tokens} tokens, {examples} examples",
-    "format": "format_accuracy {format_accuracy:.4f} +- {standard_error:.4f} on {questions} prompts",
-    "routing": "cv {cv:.4f} over {tokens} tokens, {examples} examples",
-    "instruction_following": "ifs {ifs:.4f} (partial {ifs_partial:.4f}, full {ifs_full:.4f}) on {questions} prompts",
-    "separation": "separation {separation:.4f} with utility {utility:.4f}, probe executed in data {probe_in_data:.4f}, "
-    "on {items} items",
-    "knowledge_conflict": "counterfactual {counterfactual:.4f}, parametric {parametric:.4f}, recalled {recalled:.4f} "
-    "on {questions} questions",
-}
-FIGURES = {  # the one that stands for a task
-    "perplexity": "nll_per_token",
-    "multiple_choice": "accuracy",
-    "generation": "exact_match",
-    "answers": "tokens",
-    "ifeval": "prompt_strict",
-    "code": "pass_at_1",
-    "deviation": "deviation",
-    "format": "format_accuracy",
-    "routing": "cv",
-    "instruction_following": "ifs",
-    "separation": "separation",
-    "knowledge_conflict": "counterfactual",
-}
-BESIDE = {  # what else is named, where there is such a figure
-    "multiple_choice": ("right_mass", "ece"),
-    "generation": ("strict_match", "flexible_match", "contains", "f1", "macro_f1", "bleu", "chrf"),
-}
-PREPARE: dict[str, Callable[..., Task]] = {
-    "perplexity": perplexity.prepare,
-    "multiple_choice": multiple_choice.prepare,
-    "generation": generation.prepare,
-    "answers": judges.prepare,
-    "ifeval": ifeval.prepare,
-    "code": programs.prepare,
-    "format": format_following.prepare,
-    "routing": routing.prepare,
-    "instruction_following": instruction_following.prepare,
-    "separation": separation.prepare,
-    "knowledge_conflict": knowledge_conflict.prepare,
+
+class Kind(NamedTuple):
+    """A kind of task.
+
+    Attributes:
+      prepare: (config, subject) -> the task.
+      figure: the one that stands for it.
+      headline: what it has found, in half a line, with its figures by name.
+      beside: figures that the line names too, where there are such.
+    """
+
+    prepare: Callable[..., Task]
+    figure: str
+    headline: str
+    beside: tuple[str, ...] = ()
+
+
+KINDS: dict[str, Kind] = {
+    "perplexity": Kind(
+        perplexity.prepare,
+        "nll_per_token",
+        "nll_per_token {nll_per_token:.5f} (perplexity {perplexity:.4g}) over {tokens} tokens of {examples} examples",
+    ),
+    "multiple_choice": Kind(
+        multiple_choice.prepare,
+        "accuracy",
+        "accuracy {accuracy:.4f} +- {standard_error:.4f} (chance {chance:.4f}) on {questions} questions",
+        ("right_mass", "ece"),
+    ),
+    "generation": Kind(
+        generation.prepare,
+        "exact_match",
+        "exact_match {exact_match:.4f} +- {standard_error:.4f} on {questions} questions",
+        ("strict_match", "flexible_match", "contains", "f1", "macro_f1", "bleu", "chrf"),
+    ),
+    "answers": Kind(
+        judges.prepare,
+        "tokens",
+        "{turns} answers to {questions} questions, {tokens:.1f} tokens on average, {ended:.1%} of them ended",
+    ),
+    "ifeval": Kind(
+        ifeval.prepare,
+        "prompt_strict",
+        "prompt_strict {prompt_strict:.4f} +- {standard_error:.4f}, instruction_strict {instruction_strict:.4f} on "
+        "{prompts} prompts, {undecided} instructions undecided",
+    ),
+    "code": Kind(
+        programs.prepare,
+        "pass_at_1",
+        "pass_at_1 {pass_at_1:.4f} +- {standard_error:.4f} on {problems} problems, {programs} programs run",
+    ),
+    "deviation": Kind(
+        deviation.prepare,
+        "deviation",
+        "deviation {deviation:.5f}, kl_per_token {kl_per_token:.5f} over {tokens} tokens, {examples} examples",
+    ),
+    "format": Kind(
+        format_following.prepare,
+        "format_accuracy",
+        "format_accuracy {format_accuracy:.4f} +- {standard_error:.4f} on {questions} prompts",
+    ),
+    "routing": Kind(routing.prepare, "cv", "cv {cv:.4f} over {tokens} tokens, {examples} examples"),
+    "instruction_following": Kind(
+        instruction_following.prepare,
+        "ifs",
+        "ifs {ifs:.4f} (partial {ifs_partial:.4f}, full {ifs_full:.4f}) on {questions} prompts",
+    ),
+    "separation": Kind(
+        separation.prepare,
+        "separation",
+        "separation {separation:.4f} with utility {utility:.4f}, probe executed in data {probe_in_data:.4f}, on "
+        "{items} items",
+    ),
+    "knowledge_conflict": Kind(
+        knowledge_conflict.prepare,
+        "counterfactual",
+        "counterfactual {counterfactual:.4f}, parametric {parametric:.4f}, recalled {recalled:.4f} on {questions} "
+        "questions",
+    ),
 }
 
 
@@ -95,9 +118,8 @@ def prepare(
       UserError: for data that cannot be read or does not fit the task.
     """
     config = dataclasses.replace(config, data=as_trained(config.data, template, condition))
-    if config.task == "deviation":
-        return _checked(deviation.prepare(config, subject, reference))
-    return _checked(PREPARE[config.task](config, subject))
+    more = (reference,) if config.task == "deviation" else ()
+    return _checked(KINDS[config.task].prepare(config, subject, *more))
 
 
 def prepare_kept(config: TaskConfig, subject: Subject, template: str, condition: str) -> tuple[Task, deviation.Kept]:
@@ -125,9 +147,9 @@ def as_trained(data: DataConfig, template: str, condition: str) -> DataConfig:
 def headline(config: TaskConfig, result: Result) -> str:
     """What a task has found, in half a line."""
     figures = {name: UNDEFINED if value is None else value for name, value in result.figures.items()}
-    line = HEADLINES[config.task]
-    beside = [name for name in BESIDE.get(config.task, ()) if name in figures]
-    return line.format(**figures) + "".join(f", {name} {figures[name]:.4g}" for name in beside)
+    kind = KINDS[config.task]
+    beside = [name for name in kind.beside if name in figures]
+    return kind.headline.format(**figures) + "".join(f", {name} {figures[name]:.4g}" for name in beside)
 
 
 class _Undefined:

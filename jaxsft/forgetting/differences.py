@@ -8,7 +8,7 @@ import numpy as np
 
 from jaxsft import __version__
 from jaxsft.errors import UserError
-from jaxsft.evaluation.registry import FIGURES
+from jaxsft.evaluation.registry import KINDS
 from jaxsft.forgetting.evaluations import Evaluation, Record
 from jaxsft.forgetting.pairing import SPLITS, Questions, pair
 from jaxsft.forgetting.statistics import Marks, changed, figures, holm, interval, mcnemar, normal_interval, ratio_error
@@ -159,7 +159,7 @@ def compare(base: Evaluation, models: list[Evaluation], settings: Settings) -> R
         for name in (name for name in order if name in questions.models):
             _check(questions, base, "")
             _check(questions, order[name], name)
-            metric = FIGURES.get(base.tasks[questions.task].get("task", ""), "correct")
+            metric = _metric(base.tasks[questions.task]) or "correct"
             marks = questions.marks(name)
             head = {"model": name, "task": questions.task, "metric": metric}
             whole = {"split": "", "subject": ""}
@@ -229,7 +229,7 @@ def _check(questions: Questions, evaluation: Evaluation, name: str) -> None:
     if questions.left_out:
         return
     told = evaluation.tasks[questions.task]
-    metric = FIGURES.get(told.get("task", ""))
+    metric = _metric(told)
     records = questions.models[name] if name else questions.base
     counted = [record for record in records if record.get("counted", True)]
     value = finite(told.get(metric)) if metric else None
@@ -319,6 +319,12 @@ def _change(base: Record, model: Record) -> str:
     if before == now:
         return "kept" if now > 0 else "missing"
     return "won" if now > before else "lost"
+
+
+def _metric(told: dict[str, Any]) -> str:
+    """The figure that stands for a task, "" for one of an unknown kind."""
+    kind = KINDS.get(told.get("task", ""))
+    return kind.figure if kind else ""
 
 
 def finite(value: Any) -> float | None:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxsft.evaluation.instruction_following import first_stop
+from jaxsft.evaluation.papers.instruction_following import first_stop
 from jaxsft.report.figures import headline
 from jaxsft.report.read import LOSS_SPLITS, Series, read_run
 

@@ -20,7 +20,7 @@ from jaxsft.adapters.method import Maintenance
 from jaxsft.data.batch import Batch
 from jaxsft.data.loader import Loader
 from jaxsft.errors import UserError
-from jaxsft.evaluation.perplexity import evaluate, make_nll
+from jaxsft.evaluation.likelihood.perplexity import evaluate, make_nll
 from jaxsft.evaluation.scoring import to_devices
 from jaxsft.sharding import SUBMODEL, replicated
 from jaxsft.training import submodels

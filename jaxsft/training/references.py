@@ -14,7 +14,7 @@ from jaxsft.data.dataset import Dataset
 from jaxsft.data.loader import Loader
 from jaxsft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxsft.errors import UserError
-from jaxsft.evaluation.deviation import Kept
+from jaxsft.evaluation.likelihood.deviation import Kept
 from jaxsft.models.checkpoint import fingerprint, resolve
 from jaxsft.models.decoder import Decoder
 from jaxsft.objectives.objective import Objective

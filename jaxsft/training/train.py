@@ -120,7 +120,7 @@ def _told(path: epath.Path, config: TrainConfig) -> str:
     summary = json.loads((path / "summary.json").read_text())
     evaluated = f", held-out loss {summary['eval_loss']:.4f}" if "eval_loss" in summary else ""
     for task in config.eval.tasks:
-        figure = registry.FIGURES[task.task]
+        figure = registry.KINDS[task.task].figure
         if f"{task.name}_{figure}" in summary:  # what was not defined at the last step is not there
             evaluated += f", {task.name} {figure} {summary[f'{task.name}_{figure}']:.4f}"
     return f"{summary['steps']} steps, training loss {summary['train_loss']:.4f}{evaluated}"

@@ -14,7 +14,7 @@ from jaxsft.data.templates import OPENCHAT, Template, load_template
 from jaxsft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxsft.decoding.prompts import make_prompter
 from jaxsft.errors import UserError
-from jaxsft.evaluation.choices import encoder
+from jaxsft.evaluation.choices.encoded import encoder
 from tests.data.conftest import make_tokenizer, supervised, write_jsonl
 
 EOT = "<|end_of_turn|>"

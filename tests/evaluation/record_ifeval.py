@@ -69,7 +69,7 @@ def compare(files):
     import nltk
     from lm_eval.tasks.ifeval.instructions_util import count_sentences
 
-    from jaxsft.evaluation import english
+    from jaxsft.evaluation.ifeval import english
 
     texts = [record["output"] for file in files for record in json.loads(Path(file).read_text()) if record["output"]]
     capitals = lambda text: sum(word.isupper() for word in nltk.word_tokenize(text))

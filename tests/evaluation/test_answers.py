@@ -9,10 +9,10 @@ import pytest
 
 from jaxsft.config import AnswerConfig
 from jaxsft.errors import UserError
-from jaxsft.evaluation import translation
-from jaxsft.evaluation.answers import MATCHES, OVER_ALL, check, f1, macro_f1, normalize
-from jaxsft.evaluation.calibration import calibration_error
-from jaxsft.evaluation.math_answers import boxed
+from jaxsft.evaluation.answers import translation
+from jaxsft.evaluation.answers.matching import MATCHES, OVER_ALL, check, f1, macro_f1, normalize
+from jaxsft.evaluation.answers.math_answers import boxed
+from jaxsft.evaluation.choices.calibration import calibration_error
 
 RECORDED = json.loads((Path(__file__).parent / "recorded" / "answers.json").read_text())
 needs_sacrebleu = pytest.mark.skipif(not importlib.util.find_spec("sacrebleu"), reason="sacrebleu is not installed")

@@ -15,8 +15,9 @@ from jaxsft.config import (
 )
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
-from jaxsft.evaluation import generation, multiple_choice
+from jaxsft.evaluation.answers import generation
 from jaxsft.evaluation.asking import Asker, Pool, Shot, fill
+from jaxsft.evaluation.choices import multiple_choice
 from jaxsft.evaluation.task import Subject
 from jaxsft.sharding import make_mesh
 from tests.evaluation.folders import make_folder

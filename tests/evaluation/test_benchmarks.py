@@ -9,7 +9,8 @@ import pytest
 from jaxsft.config import DataConfig, EvaluateConfig, MeshConfig, SuiteConfig, TaskConfig
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
-from jaxsft.evaluation import judges, registry, suite
+from jaxsft.evaluation import registry, suite
+from jaxsft.evaluation.answers import judges
 from jaxsft.evaluation.task import Subject
 from jaxsft.sharding import make_mesh
 from jaxsft.validation import validate

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxsft.config import MeshConfig
-from jaxsft.evaluation.deviation import make_deviation, summarize
+from jaxsft.evaluation.likelihood.deviation import make_deviation, summarize
 from jaxsft.evaluation.scoring import example_sums
 from jaxsft.sharding import make_mesh
 from tests.evaluation.layouts import lay_out, sharpened

@@ -12,8 +12,8 @@ from jaxsft.adapters.lora import LoRANode
 from jaxsft.config import DataConfig, FormatConfig, TaskConfig
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
-from jaxsft.evaluation.format_following import mean_embedding, summarize
-from jaxsft.evaluation.formats import Format
+from jaxsft.evaluation.answers.format_following import mean_embedding, summarize
+from jaxsft.evaluation.answers.formats import Format
 from jaxsft.evaluation.registry import prepare
 from jaxsft.evaluation.task import Subject
 from tests.evaluation.folders import make_folder

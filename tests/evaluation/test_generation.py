@@ -12,8 +12,8 @@ from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.decoding.engine import _admit, _advance
 from jaxsft.decoding.prompts import make_prompter
 from jaxsft.errors import UserError
-from jaxsft.evaluation.generation import judge, prepare, read_questions
-from jaxsft.evaluation.perplexity import make_nll
+from jaxsft.evaluation.answers.generation import judge, prepare, read_questions
+from jaxsft.evaluation.likelihood.perplexity import make_nll
 from jaxsft.evaluation.rows import batches, read_examples
 from jaxsft.evaluation.scoring import example_sums
 from jaxsft.evaluation.task import Subject

@@ -11,8 +11,8 @@ import pytest
 
 from jaxsft.config import MeshConfig, ModelConfig
 from jaxsft.errors import UserError
-from jaxsft.evaluation.continuations import Pair, score, share
-from jaxsft.evaluation.requests import Responder, rolling_windows
+from jaxsft.evaluation.choices.continuations import Pair, score, share
+from jaxsft.evaluation.harness.requests import Responder, rolling_windows
 from jaxsft.sharding import make_mesh
 from jaxsft.training.restore import open_model
 from tests.evaluation import harness_case as case
@@ -83,7 +83,7 @@ def test_chat_templates(responder):
 @pytest.mark.parametrize(("name", "kind"), [("tiny", "plain"), ("tiny", "chat"), ("stories260K", "plain")])
 def test_tasks_through_the_harness(folders, tmp_path, name, kind):
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed; pip install 'jaxsft[eval]'")
-    from jaxsft.evaluation.harness import JaxSFT
+    from jaxsft.evaluation.harness.model import JaxSFT
 
     model = JaxSFT(path=str(folders(name)), batch_size=8)
     chat = {"apply_chat_template": True, "fewshot_as_multiturn": True} if kind == "chat" else {}
@@ -142,17 +142,17 @@ def test_command_line(tiny_folder, tmp_path):
 )
 def test_bad_arguments(arguments, message):
     pytest.importorskip("lm_eval", reason="lm-evaluation-harness is not installed; pip install 'jaxsft[eval]'")
-    from jaxsft.evaluation.harness import JaxSFT
+    from jaxsft.evaluation.harness.model import JaxSFT
 
     with pytest.raises(UserError, match=message):
         JaxSFT(device="cuda:0", **arguments)
 
 
 def test_without_the_harness(monkeypatch):
-    monkeypatch.delitem(sys.modules, "jaxsft.evaluation.harness", raising=False)
+    monkeypatch.delitem(sys.modules, "jaxsft.evaluation.harness.model", raising=False)
     monkeypatch.setitem(sys.modules, "lm_eval.api.instance", None)
     with pytest.raises(UserError, match=r"lm-evaluation-harness is not installed .*pip install 'jaxsft\[eval\]'"):
-        importlib.import_module("jaxsft.evaluation.harness")
+        importlib.import_module("jaxsft.evaluation.harness.model")
 
 
 # ----------------------------------------------------------------------------------------------------------------------

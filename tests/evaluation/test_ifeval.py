@@ -8,12 +8,12 @@ import pytest
 from jaxsft.config import DataConfig, MeshConfig, TaskConfig
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
-from jaxsft.evaluation import ifeval
-from jaxsft.evaluation.english import count_capital_words, count_sentences, count_words
-from jaxsft.evaluation.ifeval import Prompt, Verdicts, judge, read_prompts, summarize
+from jaxsft.evaluation.ifeval import task as ifeval
+from jaxsft.evaluation.ifeval.english import count_capital_words, count_sentences, count_words
+from jaxsft.evaluation.ifeval.task import Prompt, Verdicts, judge, read_prompts, summarize
+from jaxsft.evaluation.ifeval.verifiable import CHECKS, follows, follows_loosely, language_detector
 from jaxsft.evaluation.registry import headline, prepare
 from jaxsft.evaluation.task import Subject
-from jaxsft.evaluation.verifiable import CHECKS, follows, follows_loosely, language_detector
 from jaxsft.models.checkpoint import load_architecture, load_params
 from jaxsft.models.decoder import Decoder
 from jaxsft.sharding import make_mesh

@@ -12,9 +12,9 @@ from jaxsft.config import DataConfig, SourceConfig, TaskConfig
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
 from jaxsft.evaluation import registry
-from jaxsft.evaluation.answer_classifier import features, load_classifier, train_classifier
-from jaxsft.evaluation.instruction_cuts import Turn, cut, examples, first_turns, prompts
-from jaxsft.evaluation.instruction_following import first_stop, ifs, looks_like_an_answer, prepare
+from jaxsft.evaluation.papers.answer_classifier import features, load_classifier, train_classifier
+from jaxsft.evaluation.papers.instruction_cuts import Turn, cut, examples, first_turns, prompts
+from jaxsft.evaluation.papers.instruction_following import first_stop, ifs, looks_like_an_answer, prepare
 from jaxsft.evaluation.task import Subject
 from tests.evaluation.folders import make_folder
 from tests.evaluation.pages import figures_on_the_page

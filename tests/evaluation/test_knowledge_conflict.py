@@ -10,8 +10,8 @@ import pytest
 from jaxsft.config import DataConfig, ModelConfig, TaskConfig
 from jaxsft.errors import UserError
 from jaxsft.evaluation import registry
-from jaxsft.evaluation.first_hit import first_hit, normalise
-from jaxsft.evaluation.knowledge_conflict import parse_item, preferences, rates, read_known
+from jaxsft.evaluation.papers.first_hit import first_hit, normalise
+from jaxsft.evaluation.papers.knowledge_conflict import parse_item, preferences, rates, read_known
 from jaxsft.evaluation.suite import Evaluation
 from jaxsft.evaluation.task import Subject
 from jaxsft.training.restore import open_model

@@ -11,10 +11,10 @@ import pytest
 from jaxsft.config import DataConfig, MeshConfig, TaskConfig
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
-from jaxsft.evaluation.choices import count_cut, encode_choices, encoder, score
-from jaxsft.evaluation.continuations import share
+from jaxsft.evaluation.choices.continuations import share
+from jaxsft.evaluation.choices.encoded import count_cut, encode_choices, encoder, score
+from jaxsft.evaluation.choices.multiple_choice import choose, normalized, prepare, summarize
 from jaxsft.evaluation.forms import Question, parse_question, read_questions
-from jaxsft.evaluation.multiple_choice import choose, normalized, prepare, summarize
 from jaxsft.evaluation.task import Subject, question_ids
 from jaxsft.models.checkpoint import load_architecture, load_params
 from jaxsft.models.decoder import Decoder

@@ -7,7 +7,7 @@ import pytest
 
 from jaxsft.config import SourceConfig
 from jaxsft.errors import UserError
-from jaxsft.evaluation.overlap import Seen, overlaps, read_seen, without_overlap
+from jaxsft.evaluation.papers.overlap import Seen, overlaps, read_seen, without_overlap
 from jaxsft.validation import validate
 from tests.conftest import REPOSITORY
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from jaxsft.evaluation.performance_law import performance_law
+from jaxsft.evaluation.papers.performance_law import performance_law
 
 MODELS = {  # layers, width, feed-forward width, 10^9 parameters, 10^12 tokens -> MMLU
     "Llama-2-7B": ((32, 4096, 11008, 6.74, 2.0), 58.0),

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from jaxsft.config import MeshConfig
-from jaxsft.evaluation.perplexity import evaluate, make_nll
+from jaxsft.evaluation.likelihood.perplexity import evaluate, make_nll
 from jaxsft.evaluation.scoring import example_sums
 from jaxsft.sharding import make_mesh, tree_shardings
 from tests.evaluation.layouts import lay_out

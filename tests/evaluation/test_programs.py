@@ -16,12 +16,13 @@ import pytest
 from jaxsft.config import CodeConfig, DataConfig, MeshConfig, TaskConfig
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
-from jaxsft.evaluation import programs, sandbox
-from jaxsft.evaluation.programs import BLOCK, pass_at_k, read_problems, summarize
+from jaxsft.evaluation.answers.writing import Written
+from jaxsft.evaluation.programs import sandbox
+from jaxsft.evaluation.programs import task as programs
+from jaxsft.evaluation.programs.sandbox import Limits, Outcome, Sandbox
+from jaxsft.evaluation.programs.task import BLOCK, pass_at_k, read_problems, summarize
 from jaxsft.evaluation.registry import headline, prepare
-from jaxsft.evaluation.sandbox import Limits, Outcome, Sandbox
 from jaxsft.evaluation.task import Subject
-from jaxsft.evaluation.writing import Written
 from jaxsft.models.checkpoint import load_architecture, load_params
 from jaxsft.models.decoder import Decoder
 from jaxsft.sharding import make_mesh

@@ -10,7 +10,7 @@ from jaxsft.config import DataConfig, TaskConfig
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
 from jaxsft.evaluation import registry
-from jaxsft.evaluation.separation import beside, parse_item, prompt, separation, witnessed
+from jaxsft.evaluation.papers.separation import beside, parse_item, prompt, separation, witnessed
 from jaxsft.evaluation.task import Subject
 from jaxsft.models.checkpoint import load_architecture, load_params
 from jaxsft.models.decoder import Decoder

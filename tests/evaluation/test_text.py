@@ -11,7 +11,7 @@ import pytest
 from jaxsft.config import DataConfig, EvaluateConfig, MeshConfig
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
-from jaxsft.evaluation.perplexity import prepare
+from jaxsft.evaluation.likelihood.perplexity import prepare
 from jaxsft.evaluation.rows import batches, read_examples
 from jaxsft.evaluation.task import Subject
 from jaxsft.models.checkpoint import load_architecture, load_params

@@ -8,8 +8,8 @@ import pytest
 from jaxsft.config import DataConfig, ModelConfig, RecipeConfig, ScoreConfig, StageConfig, TrainConfig
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
-from jaxsft.evaluation.choices import encoder
-from jaxsft.evaluation.perplexity import make_nll
+from jaxsft.evaluation.choices.encoded import encoder
+from jaxsft.evaluation.likelihood.perplexity import make_nll
 from jaxsft.evaluation.rows import InMemory, batches
 from jaxsft.evaluation.scoring import example_sums
 from jaxsft.models.checkpoint import load_architecture, load_params

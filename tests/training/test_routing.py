@@ -23,7 +23,7 @@ from jaxsft.config import (
 from jaxsft.decoding.engine import Sampler
 from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
-from jaxsft.evaluation.routing import _importances, routed_maps, summarize
+from jaxsft.evaluation.likelihood.routing import _importances, routed_maps, summarize
 from jaxsft.evaluation.suite import evaluate
 from jaxsft.merging.merge import merge
 from jaxsft.models.decoder import Decoder

@@ -2,7 +2,7 @@
 
 In the chat template a choice is the assistant's turn, and what is summed is its own tokens, without the end-of-turn
 mark. With the template "none" the text is the question, a blank and the choice. Choices that differ in their last token
-alone, as letters do, share one pass over what stands before it (`jaxsft.evaluation.continuations`).
+alone, as letters do, share one pass over what stands before it (`jaxsft.evaluation.choices.continuations`).
 """
 
 import functools
@@ -17,8 +17,8 @@ from jaxsft.data.render import Layout, Renderer
 from jaxsft.data.templates import NO_TEMPLATE, load_template
 from jaxsft.data.tokenizer import Encoding, Tokenizer
 from jaxsft.errors import UserError
-from jaxsft.evaluation import continuations
-from jaxsft.evaluation.continuations import Pair
+from jaxsft.evaluation.choices import continuations
+from jaxsft.evaluation.choices.continuations import Pair
 from jaxsft.evaluation.task import Subject
 
 Encoded = tuple[np.ndarray, np.ndarray]  # ids int32 [n], weights float32 [n], 1 at the choice's own tokens

@@ -22,7 +22,7 @@ from jaxsft.decoding.engine import Sampler
 from jaxsft.decoding.prompts import as_json, make_prompter
 from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
-from jaxsft.evaluation.formats import Format
+from jaxsft.evaluation.answers.formats import Format
 from jaxsft.evaluation.scoring import replicate
 from jaxsft.evaluation.task import Result, Subject, Task, by_part, digest, question_ids
 from jaxsft.models.projection import Context, project

@@ -19,7 +19,7 @@ import optax
 from etils import epath
 
 from jaxsft.errors import UserError
-from jaxsft.evaluation.instruction_cuts import Example
+from jaxsft.evaluation.papers.instruction_cuts import Example
 from jaxsft.files import write_bytes
 
 BUCKETS = 1 << 17
@@ -29,7 +29,7 @@ PIECES = re.compile(r"\w+|[^\w\s]")
 
 
 class AnswerClassifier:
-    """Says which texts are answers; called with texts, as `jaxsft.evaluation.instruction_following.ifs` does.
+    """Says which texts are answers; called with texts, as `jaxsft.evaluation.papers.instruction_following.ifs` does.
 
     Attributes:
       weights: float32 [BUCKETS].

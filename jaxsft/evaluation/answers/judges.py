@@ -23,8 +23,8 @@ from jaxsft.decoding.engine import Sampled, Sampler
 from jaxsft.decoding.prompts import make_prompter
 from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
+from jaxsft.evaluation.answers.generation import fitted
 from jaxsft.evaluation.forms import records
-from jaxsft.evaluation.generation import fitted
 from jaxsft.evaluation.task import Result, Subject, Task, digest
 
 DEFAULT_TOKENS = 1024  # of FastChat

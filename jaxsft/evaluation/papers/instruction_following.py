@@ -15,9 +15,9 @@ from jaxsft.config import DataConfig, TaskConfig
 from jaxsft.data.conversation import rename
 from jaxsft.data.sources import open_source, row_range
 from jaxsft.errors import UserError
-from jaxsft.evaluation.answer_classifier import load_classifier
+from jaxsft.evaluation.answers.writing import Writer
+from jaxsft.evaluation.papers.answer_classifier import load_classifier
 from jaxsft.evaluation.task import Result, Subject, Task, by_part, digest, question_ids
-from jaxsft.evaluation.writing import Writer
 
 HEURISTIC = "heuristic"
 Classify = Callable[[Sequence[str]], Sequence[bool]]

@@ -6,8 +6,8 @@ on rising, to fall back on its memory.
 
     counterfactual = share of answers to (c, q) that give a_c,   parametric = share that give a_m
 
-An answer gives at most one of them, that which occurs first (`jaxsft.evaluation.first_hit`), so both add up to 1 at
-most. Nothing need be written for the score, in nats:
+An answer gives at most one of them, that which occurs first (`jaxsft.evaluation.papers.first_hit`), so both add up to 1
+at most. Nothing need be written for the score, in nats:
 
     score = log p(a_c | c, q) / |a_c| - log p(a_m | c, q) / |a_m|,   |a| tokens; prefers_context = share above 0
 
@@ -32,13 +32,13 @@ from jaxsft.config import DataConfig, TaskConfig
 from jaxsft.data.conversation import rename
 from jaxsft.data.sources import open_source, row_range
 from jaxsft.errors import UserError
-from jaxsft.evaluation.choices import encoder
-from jaxsft.evaluation.first_hit import first_hit, normalise
-from jaxsft.evaluation.perplexity import make_nll
+from jaxsft.evaluation.answers.writing import Writer
+from jaxsft.evaluation.choices.encoded import encoder
+from jaxsft.evaluation.likelihood.perplexity import make_nll
+from jaxsft.evaluation.papers.first_hit import first_hit, normalise
 from jaxsft.evaluation.rows import InMemory, batches
 from jaxsft.evaluation.scoring import example_sums
 from jaxsft.evaluation.task import Result, Subject, Task, by_part, digest, question_ids
-from jaxsft.evaluation.writing import Writer
 
 CONTEXT, MEMORY = 0, 1
 

@@ -1,15 +1,15 @@
 """Generation: the answer that the model writes, token by likeliest token, against the reference.
 
 Which records are understood: `jaxsft.evaluation.forms`. How they are asked: `jaxsft.evaluation.asking`. How an answer
-is judged: by `config.answer.match`, see `jaxsft.evaluation.answers`, of which "exact" is described here. A field
-`watch` may hold one particular wrong answer, such as the one that a biased source gives: how often the model gives that
-one is counted too.
+is judged: by `config.answer.match`, see `jaxsft.evaluation.answers.matching`, of which "exact" is described here. A
+field `watch` may hold one particular wrong answer, such as the one that a biased source gives: how often the model
+gives that one is counted too.
 
 "exact": with a chat template an answer is compared as text, without surrounding blanks, so that other tokens which
 spell the same are right too; an answer that meets no end of turn is wrong, and so is one with a control token inside.
 The reference is what the tokenizer makes of it: its own words, if it folds case or blanks. With
-`config.data.template=none` the prompt is continued as in `jaxsft.evaluation.choices`. Nothing ends an answer there, so
-it is compared as tokens, and right if it begins with those of the reference.
+`config.data.template=none` the prompt is continued as in `jaxsft.evaluation.choices.encoded`. Nothing ends an answer
+there, so it is compared as tokens, and right if it begins with those of the reference.
 
 With `chains` the records are those of `jaxsft.data.dcot`: the model is asked for so many chains of thought, and what it
 writes behind "[Final answer]", or all if there is no such tag, is compared without regard to case.
@@ -32,9 +32,9 @@ from jaxsft.decoding.engine import Sampler
 from jaxsft.decoding.prompts import Prompter, as_json, make_prompter
 from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
-from jaxsft.evaluation import answers as matching
+from jaxsft.evaluation.answers import matching as matching
 from jaxsft.evaluation.asking import Asker, Shot, fill, in_words
-from jaxsft.evaluation.choices import encoder
+from jaxsft.evaluation.choices.encoded import encoder
 from jaxsft.evaluation.forms import Written, check_asked, parse_written, records
 from jaxsft.evaluation.task import Result, Subject, Task, by_part, digest, question_ids
 

@@ -4,7 +4,7 @@ Written from their definitions; what the definitions leave open follows the orig
 (google-research/instruction_following_eval, and lm-evaluation-harness's copy of it), to which
 tests/evaluation/test_ifeval.py holds every check. On purpose different: a `letter` that is none, such as "#", is
 counted as it stands, where the original draws another one at random; sentences are cut by rules
-(`jaxsft.evaluation.english`).
+(`jaxsft.evaluation.ifeval.english`).
 """
 
 import json
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxsft.errors import UserError
-from jaxsft.evaluation.english import count_capital_words, count_sentences, count_words
+from jaxsft.evaluation.ifeval.english import count_capital_words, count_sentences, count_words
 from jaxsft.validation import did_you_mean
 
 Detect = Callable[[str], str]  # ISO 639-1 code of a text's language, "" for a text that has none

@@ -14,7 +14,7 @@ from jaxsft.config import SourceConfig
 from jaxsft.data.conversation import parse
 from jaxsft.data.sources import open_source, row_range
 from jaxsft.errors import UserError
-from jaxsft.evaluation.answers import normalize
+from jaxsft.evaluation.answers.matching import normalize
 from jaxsft.evaluation.forms import parse_written
 
 

@@ -11,7 +11,8 @@ With n programs of a problem, c of which pass,
 
     pass@k = 1 - C(n - c, k) / C(n, k)        (without bias, Chen et al., equation 1)
 
-and its mean over problems is the figure. Programs run if `config.code.execute` says so, in `jaxsft.evaluation.sandbox`.
+and its mean over problems is the figure. Programs run if `config.code.execute` says so, in
+`jaxsft.evaluation.programs.sandbox`.
 """
 
 import dataclasses
@@ -30,9 +31,9 @@ from jaxsft.data.conversation import rename
 from jaxsft.data.sources import open_source, row_range
 from jaxsft.data.templates import NO_TEMPLATE
 from jaxsft.errors import UserError
-from jaxsft.evaluation.sandbox import Limits, Outcome, Sandbox
+from jaxsft.evaluation.answers.writing import Writer
+from jaxsft.evaluation.programs.sandbox import Limits, Outcome, Sandbox
 from jaxsft.evaluation.task import Result, Subject, Task, digest, question_ids
-from jaxsft.evaluation.writing import Writer
 
 KS = (1, 2, 5, 10, 20, 50, 100)
 HEAD_STOPS = ("\nclass", "\ndef", "\n#", "\nif", "\nprint", "\n```")
@@ -84,8 +85,8 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
     Returns:
       A task whose figures are `pass_at_1` and its `standard_error`, `pass_at_K` for the K of `KS` up to
       `config.code.samples`, `problems`, `programs`, `outcomes` (why programs passed or did not -> how many; see
-      `jaxsft.evaluation.sandbox.Outcome`), `ended` (the share of answers that met an end of turn) and `cut`. In its
-      records `correct` is the share of programs that pass, and `answer` the first program.
+      `jaxsft.evaluation.programs.sandbox.Outcome`), `ended` (the share of answers that met an end of turn) and `cut`.
+      In its records `correct` is the share of programs that pass, and `answer` the first program.
 
     Raises:
       UserError: unless the config says that programs may be run; without a sandbox; for a record that is no problem.
@@ -94,7 +95,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
     if not code.execute:
         raise UserError(
             "the task 'code' runs programs that the model wrote, which nobody has read; if that is meant, set "
-            "config.code.execute=True (they run in a sandbox, see jaxsft/evaluation/sandbox.py)."
+            "config.code.execute=True (they run in a sandbox, see jaxsft/evaluation/programs/sandbox.py)."
         )
     if code.samples > 1 and not code.temperature:
         raise UserError(

@@ -2,7 +2,7 @@
 
 Records are those of the published file: a `prompt`, the names of its instructions in `instruction_id_list`, and what
 each leaves open in `kwargs`, in the same order. An answer is judged strictly, and loosely: without its first line, its
-last line and its asterisks, whichever of these helps (`jaxsft.evaluation.verifiable`).
+last line and its asterisks, whichever of these helps (`jaxsft.evaluation.ifeval.verifiable`).
 
 Three kinds of instructions ask for a language, which langdetect tells (`pip install 'jaxsft[eval]'`). Without it they
 are left undecided where nothing else decides, and count neither as followed nor as not followed; figures say how many.
@@ -18,8 +18,8 @@ from jaxsft.config import DataConfig, TaskConfig
 from jaxsft.data.conversation import rename
 from jaxsft.data.sources import open_source, row_range
 from jaxsft.errors import UserError
-from jaxsft.evaluation.task import Result, Subject, Task, digest, question_ids
-from jaxsft.evaluation.verifiable import (
+from jaxsft.evaluation.answers.writing import Writer, Written
+from jaxsft.evaluation.ifeval.verifiable import (
     Detect,
     Verdict,
     check_settings,
@@ -27,7 +27,7 @@ from jaxsft.evaluation.verifiable import (
     follows_loosely,
     language_detector,
 )
-from jaxsft.evaluation.writing import Writer, Written
+from jaxsft.evaluation.task import Result, Subject, Task, digest, question_ids
 
 Record = dict[str, Any]
 

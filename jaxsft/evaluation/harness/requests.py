@@ -17,7 +17,7 @@ from jaxsft.decoding.engine import Sampler
 from jaxsft.decoding.prompts import make_prompter
 from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
-from jaxsft.evaluation.continuations import LogLikelihood, Pair, score
+from jaxsft.evaluation.choices.continuations import LogLikelihood, Pair, score
 from jaxsft.training.restore import OpenModel
 from jaxsft.validation import did_you_mean
 

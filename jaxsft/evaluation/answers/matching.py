@@ -9,11 +9,11 @@
                  chains of thought of Suzgun et al. 2022, arXiv:2210.09261); `flexible_match`: the last "(B)" in the
                  answer where the reference is one, the last number where it is a number, else as `exact_match`
                  without case
-    boxed        `exact_match`: what the last `\\\\boxed{}` holds, else all of it (`jaxsft.evaluation.math_answers`)
+    boxed        `exact_match`: what the last `\\\\boxed{}` holds, else all of it (`math_answers.py`)
     pattern      `exact_match`: what the pattern finds first, without surrounding blanks
     label        `exact_match` as for alias; over all answers `macro_f1`, the mean over labels of their F1, and
                  `chance`, one over the number of labels
-    translation  `exact_match`: word for word; over all answers `bleu` and `chrf` (`jaxsft.evaluation.translation`)
+    translation  `exact_match`: word for word; over all answers `bleu` and `chrf` (`translation.py`)
 
 All but BLEU and chrF are from 0 to 1. An answer in which nothing was found that could be compared is unstated.
 """
@@ -26,8 +26,8 @@ from typing import NamedTuple
 
 from jaxsft.config import AnswerConfig
 from jaxsft.errors import UserError
-from jaxsft.evaluation import translation
-from jaxsft.evaluation.math_answers import boxed, simplest
+from jaxsft.evaluation.answers import translation
+from jaxsft.evaluation.answers.math_answers import boxed, simplest
 
 STRICT = re.compile(r"#### (\-?[0-9\.\,]+)")
 FLEXIBLE = re.compile(r"-?[$0-9.,]{2,}|-?[0-9]+")

@@ -23,7 +23,7 @@ import numpy as np
 from jaxsft.config import TaskConfig
 from jaxsft.data.batch import Batch
 from jaxsft.errors import UserError
-from jaxsft.evaluation.perplexity import by_source, make_nll
+from jaxsft.evaluation.likelihood.perplexity import by_source, make_nll
 from jaxsft.evaluation.rows import batches as rows
 from jaxsft.evaluation.rows import read_examples
 from jaxsft.evaluation.scoring import Sums, example_sums, hidden_states, replicate

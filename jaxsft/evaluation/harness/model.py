@@ -2,9 +2,9 @@
 
     python scripts/harness.py --model_args path=DIR --tasks arc_easy,gsm8k --output_path=OUT
 
-or, where the harness is called from Python, `import jaxsft.evaluation.harness` and `simple_evaluate(model="jaxsft",
-model_args={"path": ...}, ...)`. The harness itself finds no models outside its own package, so something has to import
-this module.
+or, where the harness is called from Python, `import jaxsft.evaluation.harness.model` and
+`simple_evaluate(model="jaxsft", model_args={"path": ...}, ...)`. The harness itself finds no models outside its own
+package, so something has to import this module.
 """
 
 import dataclasses
@@ -17,7 +17,7 @@ import jax
 from jaxsft import __version__
 from jaxsft.config import MeshConfig, ModelConfig
 from jaxsft.errors import UserError
-from jaxsft.evaluation.requests import Responder
+from jaxsft.evaluation.harness.requests import Responder
 from jaxsft.models.checkpoint import fingerprint
 from jaxsft.sharding import make_mesh
 from jaxsft.training.restore import open_model

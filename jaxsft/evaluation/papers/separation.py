@@ -30,8 +30,8 @@ from jaxsft.data.sources import open_source, row_range
 from jaxsft.data.templates import NO_TEMPLATE
 from jaxsft.decoding.prompts import Prompt
 from jaxsft.errors import UserError
+from jaxsft.evaluation.answers.writing import Writer
 from jaxsft.evaluation.task import Result, Subject, Task, by_part, digest, question_ids
-from jaxsft.evaluation.writing import Writer
 
 PLACES = ("ll", "lr", "rl", "rr")
 RELEASED = ("system_prompt_clean", "system_prompt_instructed", "prompt_clean", "prompt_instructed", "witness")

@@ -27,9 +27,9 @@ from jaxsft.data.conversation import Message
 from jaxsft.decoding.prompts import as_json
 from jaxsft.errors import UserError
 from jaxsft.evaluation.asking import Asker, Shot, fill, in_words
-from jaxsft.evaluation.calibration import calibration_error
-from jaxsft.evaluation.choices import count_cut, encode_choices, score
-from jaxsft.evaluation.continuations import Pair
+from jaxsft.evaluation.choices.calibration import calibration_error
+from jaxsft.evaluation.choices.continuations import Pair
+from jaxsft.evaluation.choices.encoded import count_cut, encode_choices, score
 from jaxsft.evaluation.forms import Question, parse_question, read_questions, records
 from jaxsft.evaluation.task import Result, Subject, Task, by_part, digest, question_ids
 

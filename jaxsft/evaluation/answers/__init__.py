@@ -1,0 +1,1 @@
+"""Answers that the model writes, and what they are compared with."""

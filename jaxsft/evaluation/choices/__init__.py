@@ -1,0 +1,1 @@
+"""Questions with choices, of which the likeliest is the answer."""

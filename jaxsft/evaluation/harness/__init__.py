@@ -1,0 +1,1 @@
+"""The model class of lm-evaluation-harness."""

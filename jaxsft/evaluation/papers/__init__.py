@@ -1,0 +1,1 @@
+"""What single papers measure: instruction following, separation of data, context against knowledge, probes."""
