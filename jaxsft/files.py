@@ -1,12 +1,16 @@
 """Output files and folders appear whole or not at all, and no folder that holds something is written into."""
 
 import contextlib
+import io
 import json
 import shutil
 import uuid
+import zipfile
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 from etils import epath
 
 from jaxsft.errors import UserError
@@ -39,6 +43,23 @@ def write_bytes(path: epath.PathLike, content: bytes) -> None:
 def write_json(path: epath.PathLike, value: Any) -> None:
     """`write_text` of a value as indented JSON."""
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_npz(path: epath.PathLike) -> dict[str, np.ndarray]:
+    """The arrays of a `.npz` file, none of them pickled.
+
+    Raises:
+      ValueError: if it is none, or damaged.
+      OSError: if it cannot be read.
+    """
+    try:
+        held = np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False)
+        if not isinstance(held, np.lib.npyio.NpzFile):
+            raise ValueError("it holds a single array")
+        with held:
+            return {name: held[name] for name in held.files}
+    except (EOFError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(str(error)) from error
 
 
 def check_new_folder(path: epath.PathLike) -> None:

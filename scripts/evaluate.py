@@ -62,9 +62,11 @@ def _output(model: str) -> epath.Path:
 def _check_not_read(config: EvaluateConfig | SuiteConfig, output: epath.Path) -> None:
     """Raises where figures or answers would be written over the data."""
     tasks = config.tasks if isinstance(config, SuiteConfig) else [config]
-    read = {os.path.abspath(source.path) for task in tasks for source in task.data.all_sources() if source.path}
+    sources = [source.path for task in tasks for source in task.data.all_sources()]
+    others = [path for task in tasks for path in (task.prompt.shots.path, task.known)]
+    read = {os.path.abspath(path) for path in [*sources, *others] if path}
     if taken := [file for file in (output, output.with_suffix(".jsonl")) if os.path.abspath(file) in read]:
-        raise UserError(f"--output={output} would write over {taken[0]}, which is the data; choose another name.")
+        raise UserError(f"--output={output} would write over {taken[0]}, which is read as data; choose another name.")
 
 
 if __name__ == "__main__":

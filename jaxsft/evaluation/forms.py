@@ -97,9 +97,11 @@ def parse_question(record: Any, where: str, fields: Mapping[str, str], source: s
     labels, right = [], None
     if isinstance(given, Mapping) and {"text", "label"} <= given.keys():
         choices, labels = given["text"], given["label"]
+        _check_as_many(choices, labels, "labels", where)
     elif isinstance(given, Mapping):
         columns = {"choices", "labels"} <= given.keys()
-        choices, marks = (given["choices"], given["labels"]) if columns else (list(given), given.values())
+        choices, marks = (given["choices"], given["labels"]) if columns else (list(given), list(given.values()))
+        _check_as_many(choices, marks, "marks", where)
         right = {i for i, mark in enumerate(marks) if mark == 1}
     else:
         choices = given
@@ -185,6 +187,11 @@ def _flat(record: Any, where: str, fields: Mapping[str, str]) -> Mapping[str, An
     return {**record, **found}
 
 
+def _check_as_many(choices: Any, others: Any, name: str, where: str) -> None:
+    if not (isinstance(choices, list) and isinstance(others, list) and len(choices) == len(others)):
+        raise UserError(f"{where}: the record's choices and their {name} are not two lists of the same length.")
+
+
 def _field(values: Mapping[str, Any], name: str, aliases: tuple[str, ...], record: Any, where: str) -> Any:
     for alias in aliases:
         if alias in values:
@@ -204,14 +211,19 @@ def _has_answer(values: Mapping[str, Any]) -> bool:
 def _answers(given: Any, separator: str, where: str) -> list[str]:
     """The texts of an answer's aliases, the first being the one that stands in examples."""
     if isinstance(given, Mapping):
-        given = [given[name] for name in ("value",) if name in given] + list(given.get("aliases", ()))
+        aliases = given.get("aliases") or []
+        if not isinstance(aliases, list):
+            raise UserError(
+                f"{where}: the answer's aliases are a {type(aliases).__name__}; they must be a list of texts."
+            )
+        given = [given[name] for name in ("value",) if name in given] + aliases
     if isinstance(given, str) and separator:
         given = given.split(separator)
     found = [given] if isinstance(given, str | int | float) else given
     if not isinstance(found, list) or any(
-        isinstance(one, bool) or not isinstance(one, str | int | float) for one in found
+        isinstance(one, bool) or not isinstance(one, str | int | float) or one != one for one in found
     ):
-        raise UserError(f"{where}: the answer is a {type(given).__name__}; it must be text, or a list of texts.")
+        raise UserError(f"{where}: the answer is {given!r:.60}; it must be text or a number, or a list of such.")
     texts = [str(int(one) if isinstance(one, float) and one.is_integer() else one) for one in found]
     texts = [text for text in dict.fromkeys(texts) if text.strip()]
     if not texts:

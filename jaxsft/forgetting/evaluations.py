@@ -9,7 +9,7 @@ import numpy as np
 from etils import epath
 
 from jaxsft.errors import UserError
-from jaxsft.files import write_bytes
+from jaxsft.files import read_npz, write_bytes
 
 SUMS = ".npz"  # what `write_examples` writes
 NEEDED = ("task", "index", "prompt", "answer", "correct")
@@ -63,10 +63,13 @@ def read_evaluation(path: epath.PathLike, name: str = "") -> Evaluation:
         raise UserError(f"{path} is not JSON ({error}); write it again by scripts/evaluate.py.") from error
     if not isinstance(figures, dict) or not {"model", "version"} <= figures.keys():
         raise UserError(f"{path} is no evaluation: it has no model and version; write it by scripts/evaluate.py.")
+    config = figures.get("config") or {}
     if "tasks" in figures:
         tasks = figures["tasks"]
     else:  # of one task, which the config names
-        tasks = {figures.get("config", {}).get("name") or figures.get("task", ""): figures}
+        tasks = {config.get("name") or figures.get("task", ""): figures}
+    if not isinstance(tasks, dict) or not all(isinstance(told, dict) for told in tasks.values()):
+        raise UserError(f"{path} is no evaluation: its tasks are no objects by name; write it by scripts/evaluate.py.")
     answers = path.with_suffix(".jsonl")
     records: dict[str, list[Record]] = {}
     for i, line in enumerate(answers.read_text().splitlines() if answers.exists() else [], 1):
@@ -75,7 +78,7 @@ def read_evaluation(path: epath.PathLike, name: str = "") -> Evaluation:
     if unknown := sorted(records.keys() - tasks.keys()):
         raise UserError(f"{answers} has answers to {unknown[0]!r}, of which {path} has no figures; write both again.")
     named = name or figures["model"]
-    asked = figures.get("config", {}).get("tasks") or [figures.get("config", {})]
+    asked = config.get("tasks") or [config]
     prompts = {name: prompt for name, own in zip(tasks, asked) if (prompt := _prompt(own.get("data", {})))}
     examples = _read_examples(path.with_suffix(SUMS))
     return Evaluation(str(path), figures["model"], named, tasks, records, prompts, examples)
@@ -99,12 +102,12 @@ def _read_examples(path: epath.Path) -> dict[str, dict[str, np.ndarray]]:
     found: dict[str, dict[str, np.ndarray]] = {}
     if path.exists():
         try:
-            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as held:
-                for column in held.files:
-                    task, _, name = column.rpartition("/")
-                    found.setdefault(task, {})[name] = held[column]
-        except (OSError, ValueError, EOFError) as error:
+            columns = read_npz(path)
+        except (OSError, ValueError) as error:
             raise UserError(f"{path} cannot be read ({error}); remove it, or measure the model again.") from error
+        for column, values in columns.items():
+            task, _, name = column.rpartition("/")
+            found.setdefault(task, {})[name] = values
     return found
 
 

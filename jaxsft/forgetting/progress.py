@@ -30,7 +30,7 @@ class Progress:
       slope: for 100 steps, over all points; None for fewer than two steps.
       early: likewise, over the points of the first half of the run.
       late: over those of the second half, the middle belonging to both.
-      best: the step of the highest value, the first of equals.
+      best: the step of the best value, the first of equals; None of a metric of which neither more nor less is better.
       stop: of an instruction-following score, the step at which `first_stop` would have ended the run; else None.
     """
 
@@ -41,7 +41,7 @@ class Progress:
     slope: float | None
     early: float | None
     late: float | None
-    best: int
+    best: int | None
     stop: int | None = None
 
 
@@ -61,10 +61,15 @@ def read_progress(path: str, name: str) -> list[Progress]:
         middle = (points[0][0] + points[-1][0]) / 2
         early, late = [p for p in points if p[0] <= middle], [p for p in points if p[0] >= middle]
         slopes = (slope(points), slope(early), slope(late))
-        best = max(points, key=lambda point: point[1])[0]
         stop = first_stop(points) if kind.key == "ifs" else None
-        found.append(Progress(name, task, kind.key, points, *slopes, best, stop))
+        found.append(Progress(name, task, kind.key, points, *slopes, _best(points, kind.higher_is_better), stop))
     return found
+
+
+def _best(points: Series, higher_is_better: bool | None) -> int | None:
+    if higher_is_better is None:
+        return None
+    return (max if higher_is_better else min)(points, key=lambda point: point[1])[0]
 
 
 def slope(points: Sequence[tuple[int, float]]) -> float | None:

@@ -106,7 +106,9 @@ def test_written_answers_behind_a_passage_and_inside_an_object():
     [
         ({"question": "q"}, "a record of no known form"),
         ({"question": "q", "answer": [" "]}, "nothing is asked; there is no answer"),
-        ({"question": "q", "answer": [["a"]]}, "the answer is a list"),
+        ({"question": "q", "answer": [["a"]]}, r"the answer is \[\['a'\]\]; it must be text"),
+        ({"question": "q", "answer": float("nan")}, "the answer is nan"),
+        ({"question": "q", "answer": {"value": "abc", "aliases": "abc"}}, "aliases are a str"),
         ({"question": "", "answer": "a"}, "the question is ''"),
         ({"prompt": "q", "completion": ""}, "nothing is asked"),
         ("q", "must be an object"),

@@ -140,8 +140,20 @@ def test_task(asked, monkeypatch):
     ("change", "message"),
     [
         ({"instruction_id_list": ["punctuation:no_coma"]}, "did you mean 'punctuation:no_comma'"),
-        ({"instruction_id_list": []}, "a list `instruction_id_list` that is not empty"),
-        ({"kwargs": []}, "one entry for each of the 1 instructions"),
+        ({"instruction_id_list": []}, "a list `instruction_id_list` of names that is not empty"),
+        ({"instruction_id_list": [["x"]]}, "a list `instruction_id_list` of names"),
+        ({"kwargs": []}, "one object for each of the 1 instructions"),
+        ({"kwargs": ["num_words"]}, "one object for each of the 1 instructions"),
+        ({"kwargs": [{"num_words": "3", "relation": "less than"}]}, "is '3'; it must be a whole number"),
+        ({"kwargs": [{"num_words": 3.5, "relation": "less than"}]}, r"is 3\.5; it must be a whole number"),
+        ({"kwargs": [{"keywords": "cat"}], "instruction_id_list": ["keywords:existence"]}, "must be a list of texts"),
+        (
+            {
+                "kwargs": [{"letter": 3, "let_frequency": 2, "let_relation": "at least"}],
+                "instruction_id_list": ["keywords:letter_frequency"],
+            },
+            "'letter' of .* is 3; it must be a text",
+        ),
         ({"kwargs": [{"num_words": 3, "relation": None}]}, "needs 'relation'"),
         ({"kwargs": [{"num_words": 3, "relation": "about"}]}, "has the relation 'about'"),
         ({"prompt": " "}, "has a `prompt`"),
@@ -150,6 +162,11 @@ def test_task(asked, monkeypatch):
 def test_bad_records(asked, change, message):
     with pytest.raises(UserError, match=f"data.jsonl.*{message}"):
         asked([RECORDS[1] | change])
+
+
+def test_whole_numbers_of_tables_with_gaps(asked):
+    ready, *_ = asked([RECORDS[1] | {"kwargs": [{"num_words": 1.0, "relation": "less than"}]}])
+    assert ready.fingerprint == asked([RECORDS[1]])[0].fingerprint
 
 
 def test_long_answers_are_refused(asked):

@@ -101,9 +101,15 @@ def test_the_classifier_learns_reports_and_keeps(tmp_path):
     np.testing.assert_array_equal(again.scores(["Hello there", ""]), fitted.scores(["Hello there", ""]))
     with pytest.raises(UserError, match="all are of one kind"):
         train_classifier(made[::2], made)
-    (tmp_path / "odd.npz").write_bytes(b"odd")
-    with pytest.raises(UserError, match="is no classifier of answers"):
-        load_classifier(tmp_path / "odd.npz")
+    whole = (tmp_path / "it.npz").read_bytes()
+    np.save(tmp_path / "one.npy", np.zeros(3))
+    np.savez(tmp_path / "other.npz", weights=again.weights)
+    damaged = whole[:80] + b"x" * 40 + whole[120:]
+    (tmp_path / "odd.npz").write_bytes(b"odd"), (tmp_path / "cut.npz").write_bytes(whole[:-30])
+    (tmp_path / "damaged.npz").write_bytes(damaged)
+    for name in ("odd.npz", "cut.npz", "damaged.npz", "one.npy", "other.npz", "nowhere.npz"):
+        with pytest.raises(UserError, match=f"{name} is no classifier of answers"):
+            load_classifier(tmp_path / name)
     assert len(features("")) > 0, "an empty answer has features too"
 
 

@@ -26,7 +26,8 @@ from tests.evaluation.pages import figures_on_the_page
         ("an Apple a day, the end", "apple day end"),
         ("Paris,France", "paris france"),
         ("ﬁne \u00bd", "fine 1 2"),
-        ("O\u2019Brien's 3.5 snake_case", "o brien s 35 snake case"),
+        ("O\u2019Brien's 3.5 snake_case", "o brien s 3 5 snake case"),
+        ("Rome.It", "rome it"),
         ("the", ""),
     ],
 )
@@ -57,6 +58,7 @@ def test_other_forms_and_longer_ones():
     assert first_hit("New York City", (["New York"], ["New York City"])) == 1, "both begin there; the longer is meant"
     assert first_hit("New York, state", (["New York"], ["New York City"])) == 0
     assert first_hit("anything", (["the"],)) is None, "nothing is left to look for"
+    assert first_hit("It is 35 km.", (["3.5 km"], ["36 km"])) is None, "a decimal point is none of an abbreviation"
 
 
 def test_rates():
@@ -155,6 +157,13 @@ def test_only_what_the_base_recalls_is_asked(base, items, tmp_path):
     config.known = str(tmp_path / "nowhere.jsonl")
     with pytest.raises(UserError, match=r"config.known: no file"):
         registry.prepare(config, subject)
+    (tmp_path / "bytes.jsonl").write_bytes(b"\xff\xfe")
+    for odd in (tmp_path / "bytes.jsonl", tmp_path):
+        with pytest.raises(UserError, match="is no JSON Lines file"):
+            read_known(odd, "conflict")
+    (tmp_path / "odd.jsonl").write_text('3\n{"task": "conflict", "recalled": true}\n')
+    with pytest.raises(UserError, match="has no answers of a task 'conflict'"):
+        read_known(tmp_path / "odd.jsonl", "conflict")
     with pytest.raises(UserError, match="has no answers of a task 'other'"):
         read_known(tmp_path / "base.jsonl", "other")
     (tmp_path / "none.jsonl").write_text(json.dumps(result.records[0]) + "\n")

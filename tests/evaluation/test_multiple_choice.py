@@ -52,6 +52,9 @@ def test_field_map():
         ({"question": "q", "choices": ["x", "y"], "answer": 2}, "answer 2 is none of the choices"),
         ({"question": "q", "choices": ["x", "y"], "answer": True}, "answer True"),
         ({"question": "q", "mc1_targets": {"x": 0, "y": 0}}, "none of the choices is marked"),
+        ({"question": "q", "choices": {"choices": ["x", "y"], "labels": [0, 0, 1]}}, "choices and their marks are not"),
+        ({"question": "q", "choices": {"choices": ["x", "y"], "labels": None}}, "choices and their marks are not"),
+        ({"question": "q", "choices": {"text": ["x", "y"], "label": ["1", "2", "3"]}, "answer": "3"}, "their labels"),
     ],
 )
 def test_refuses(record, message):

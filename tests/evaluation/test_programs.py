@@ -129,6 +129,20 @@ def test_what_is_missing_is_said(monkeypatch):
     assert why() == "it needs Linux, and this is darwin"
 
 
+def test_the_users_files_are_not_beside_the_interpreter(run, monkeypatch):
+    """It may lie below /home or /root; nothing else there may be seen."""
+    why = sandbox._unavailable.__wrapped__
+    assert why() == ""
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            sandbox, "SETUP", sandbox.SETUP.replace('mkdir -p "$root/tmp"', 'mkdir -p "$root/tmp" "$root/root/own"')
+        )
+        assert why() == "in the sandbox a program can still see other files"
+    home = Path(os.path.realpath(sys._base_executable)).parents[1]
+    monkeypatch.setenv("HOME", str(home))
+    assert why() == f"programs see all of {home}, for the interpreter's sake, and the home folder {home} lies in it"
+
+
 def test_no_sandbox_passes_for_one(monkeypatch, tmp_path):
     """The same programs without namespaces: the probe finds what it can do."""
     here = sandbox.RUNNER.replace("/tmp", str(tmp_path))
@@ -276,7 +290,17 @@ def test_refusals(tmp_path, subject, code, message):
         prepare(task(tmp_path, **code), subject[0])
 
 
-@pytest.mark.parametrize("record", [{"prompt": "x"}, {"text": "x", "test_list": []}, {"text": "", "test_list": ["a"]}])
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": "x"},
+        {"text": "x", "test_list": []},
+        {"text": "", "test_list": ["a"]},
+        {"text": "x", "test_list": [3]},
+        {"text": "x", "test_list": ["a"], "test_imports": "import math"},
+        {"text": "x", "test_list": ["a"], "test_setup_code": 3},
+    ],
+)
 def test_bad_records(tmp_path, record):
     with pytest.raises(UserError, match=r"problems.jsonl, line 1: the record is no problem"):
         problems(tmp_path, record)

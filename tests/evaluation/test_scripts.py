@@ -56,6 +56,7 @@ def runs(tmp_path_factory):
         "no workdir": [*NLL, f"--model={here / 'misspelt'}", text, cache],
         "no file": [*NLL, model, "--config.data.path=nowhere.jsonl", out, cache],
         "over the data": [*NLL, model, text, f"--output={here / 'text.json'}"],
+        "over answers": [*NLL, model, text, f"--config.known={here / 'base.jsonl'}", f"--output={here / 'base.json'}"],
         "no model": [*NLL, "--model=/nowhere/at/all", text, out, cache],
         "generate": [
             "generate",
@@ -171,7 +172,8 @@ def test_export_writes_a_folder(runs):
         ("no model", "/nowhere/at/all"),
         ("no output", "--output is missing"),
         ("no workdir", "misspelt is no workdir of a run"),
-        ("over the data", "text.jsonl, which is the data; choose another name"),
+        ("over answers", "base.jsonl, which is read as data; choose another name"),
+        ("over the data", "text.jsonl, which is read as data; choose another name"),
     ],
 )
 def test_errors_are_one_sentence(runs, name, words):

@@ -64,6 +64,9 @@ def test_the_released_form():
     assert item == ("s", "z s", "d", "d z", "w", "Creative", "lr", "insistent")
     with pytest.raises(UserError, match="here: `witness` is None; an item has texts in system_prompt_clean"):
         parse_item({k: v for k, v in record.items() if k != "witness"}, "here")
+    assert parse_item(record | {"info": None}, "here").insistence == ""
+    with pytest.raises(UserError, match="here: `info` is 'Creative'; it must be an object"):
+        parse_item(record | {"info": "Creative"}, "here")
     with pytest.raises(UserError, match="`probe` is ''"):
         parse_item(RAW | {"probe": ""}, "here")
     with pytest.raises(UserError, match="`probe_at` is 'top'; choose one of ll, lr, rl, rr"):

@@ -144,6 +144,15 @@ def test_other_refusals(files, tmp_path):
     (tmp_path / "odd.json").write_text("[]")
     with pytest.raises(UserError, match="is no evaluation"):
         read_evaluation(tmp_path / "odd.json")
+    for odd in ({"model": "m", "version": "1", "tasks": ["knows"]}, {"model": "m", "version": "1", "tasks": {"a": 1}}):
+        (tmp_path / "odd.json").write_text(json.dumps(odd))
+        with pytest.raises(UserError, match="is no evaluation: its tasks"):
+            read_evaluation(tmp_path / "odd.json")
+    (tmp_path / "odd.json").write_text('{"model": "m", "version": "1", "config": null}')
+    assert read_evaluation(tmp_path / "odd.json").prompts == {}
+    (tmp_path / "odd.npz").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(UserError, match=r"odd.npz cannot be read .*; remove it"):
+        read_evaluation(tmp_path / "odd.json")
     (tmp_path / "full.jsonl").write_text('{"task": "knows"}\n')
     with pytest.raises(UserError, match=r"full.jsonl, line 1: no field 'index'"):
         read_evaluation(files["full"])
@@ -319,6 +328,16 @@ def test_slopes_are_those_of_the_least_squares_line(tmp_path):
     assert found.slope == pytest.approx(100 * (-150 - 50 + 45 + 75) / 50000)
     assert (found.early, found.late) == (pytest.approx(0.0), pytest.approx(-0.4))
     assert read_progress(str(tmp_path), "no run") == []
+
+
+@pytest.mark.parametrize(
+    ("metric", "best"), [("nll_per_token", 100), ("deviation", 100), ("cv", None), ("accuracy", 0)]
+)
+def test_the_best_step_is_that_of_the_better_value(tmp_path, metric, best):
+    lines = [{"step": s, "split": "t", metric: v} for s, v in [(0, 3.0), (100, 1.0), (200, 2.0)]]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    (found,) = read_progress(str(tmp_path), "run")
+    assert (found.metric, found.best) == (metric, best)
 
 
 def test_where_the_format_was_learnt_a_run_may_stop(tmp_path):

@@ -32,7 +32,7 @@ from jaxsft.decoding.engine import Sampler
 from jaxsft.decoding.prompts import Prompter, as_json, make_prompter
 from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
-from jaxsft.evaluation.answers import matching as matching
+from jaxsft.evaluation.answers import matching
 from jaxsft.evaluation.asking import Asker, Shot, fill, in_words
 from jaxsft.evaluation.choices.encoded import encoder
 from jaxsft.evaluation.forms import Written, check_asked, parse_written, records

@@ -147,13 +147,17 @@ def read_prompts(config: DataConfig) -> list[Prompt]:
 def _parse(record: Any, where: str, fields: Mapping[str, str], source: str) -> Prompt:
     values = rename(record, fields) if isinstance(record, Mapping) else {}
     text, names, settings = (values.get(field) for field in ("prompt", "instruction_id_list", "kwargs"))
-    if not (isinstance(text, str) and text.strip() and isinstance(names, list) and names):
+    named = isinstance(names, list) and names and all(isinstance(name, str) for name in names)
+    if not (isinstance(text, str) and text.strip() and named):
         raise UserError(
-            f"{where}: a record of IFEval has a `prompt`, and a list `instruction_id_list` that is not empty."
+            f"{where}: a record of IFEval has a `prompt`, and a list `instruction_id_list` of names that is not empty."
         )
-    if not isinstance(settings, list) or len(settings) != len(names):
-        raise UserError(f"{where}: `kwargs` must be a list with one entry for each of the {len(names)} instructions.")
-    kept = [{name: value for name, value in (one or {}).items() if value is not None} for one in settings]
+    objects = isinstance(settings, list) and all(one is None or isinstance(one, Mapping) for one in settings)
+    if not objects or len(settings) != len(names):
+        raise UserError(f"{where}: `kwargs` must be a list with one object for each of the {len(names)} instructions.")
+    # tables with gaps hold whole numbers as floats
+    whole = lambda value: int(value) if isinstance(value, float) and value.is_integer() else value
+    kept = [{name: whole(value) for name, value in (one or {}).items() if value is not None} for one in settings]
     for name, own in zip(names, kept):
         check_settings(name, own, where)
     return Prompt(text, names, kept, str(values.get("source") or source))

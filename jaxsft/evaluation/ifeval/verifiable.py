@@ -58,16 +58,34 @@ def check_settings(instruction: str, settings: Settings, where: str = "the recor
     """Checks that an instruction is known, and has the settings that it needs.
 
     Raises:
-      UserError: if not.
+      UserError: if not, or if one is no number, text or list where it must be.
     """
     if instruction not in CHECKS:
         raise UserError(f"{where}: {instruction!r} is no instruction{did_you_mean(instruction, CHECKS) or '.'}")
     needed = CHECKS[instruction][1]
     if missing := [name for name in needed if settings.get(name) is None]:
         raise UserError(f"{where}: the instruction {instruction!r} needs {missing[0]!r} in its kwargs.")
+    if wrong := [name for name in needed if not _is_of_its_type(name, settings[name])]:
+        raise UserError(
+            f"{where}: {wrong[0]!r} of {instruction!r} is {settings[wrong[0]]!r:.60}; it must be {_type_of(wrong[0])}."
+        )
     relation = next((settings[name] for name in needed if name.endswith("relation")), "at least")
     if relation not in ("at least", "less than"):
         raise UserError(f"{where}: {instruction!r} has the relation {relation!r}; it is 'at least' or 'less than'.")
+
+
+def _type_of(name: str) -> str:
+    """What a setting is, in words."""
+    if name in ("keywords", "forbidden_words"):
+        return "a list of texts"
+    counts = name.startswith(("num_", "nth_")) or name.endswith("frequency")
+    return "a whole number" if counts else "a text"
+
+
+def _is_of_its_type(name: str, value: Any) -> bool:
+    if _type_of(name) == "a list of texts":
+        return isinstance(value, list) and all(isinstance(one, str) for one in value)
+    return type(value) is (int if _type_of(name) == "a whole number" else str)
 
 
 def language_detector() -> Detect | None:

@@ -20,7 +20,7 @@ from etils import epath
 
 from jaxsft.errors import UserError
 from jaxsft.evaluation.papers.instruction_cuts import Example
-from jaxsft.files import write_bytes
+from jaxsft.files import read_npz, write_bytes
 
 BUCKETS = 1 << 17
 WORDS = 48  # at the beginning of a text that are read
@@ -63,13 +63,13 @@ def load_classifier(path: epath.PathLike) -> AnswerClassifier:
       UserError: if it is no such file.
     """
     try:
-        with np.load(io.BytesIO(epath.Path(path).read_bytes()), allow_pickle=False) as held:
-            weights, bias, quality = (held[name] for name in ("weights", "bias", "quality"))
-    except (OSError, ValueError, KeyError, EOFError) as error:
+        held = read_npz(path)
+        weights, bias, quality = held["weights"], float(held["bias"]), json.loads(str(held["quality"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{path} is no classifier of answers ({error}); make one by scripts/make_ifs.py.") from error
     if weights.shape != (BUCKETS,):
         raise UserError(f"{path} has {weights.shape} weights instead of {(BUCKETS,)}; make it again.")
-    return AnswerClassifier(weights, float(bias), json.loads(str(quality)))
+    return AnswerClassifier(weights, bias, quality)
 
 
 def train_classifier(examples: Sequence[Example], held_out: Sequence[Example]) -> AnswerClassifier:

@@ -9,13 +9,15 @@ import unicodedata
 from collections.abc import Sequence
 
 ARTICLES = {"a", "an", "the"}
+INITIALS = re.compile(r"\b(?:[^\W\d_]\.)+[^\W\d_]\b")
 
 
 def normalise(text: str) -> str:
     """Words with single blanks between them: compatibility forms decomposed (NFKD) and accents dropped, case folded,
-    stops inside words deleted (U.S. is us), other punctuation a blank (Rome's is rome s), articles dropped."""
+    stops between single letters deleted (U.S. is us), other punctuation a blank (Rome's is rome s, 3.5 is 3 5),
+    articles dropped."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c)).casefold()
-    joined = re.sub(r"(?<=\w)\.(?=\w)", "", plain)
+    joined = INITIALS.sub(lambda match: match.group().replace(".", ""), plain)
     words = re.sub(r"[^\w]|_", " ", joined).split()
     return " ".join(word for word in words if word not in ARTICLES)
 

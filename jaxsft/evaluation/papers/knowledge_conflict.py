@@ -225,9 +225,10 @@ def read_known(path: epath.PathLike, task: str) -> set[str]:
         raise UserError(f"config.known: no file {path}; write it by scripts/evaluate.py, of the base.")
     try:
         records = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
-    except json.JSONDecodeError as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"config.known={path} is no JSON Lines file ({error}); name the answers, OUT.jsonl.") from error
-    own = [record for record in records if record.get("task") == task and "recalled" in record]
+    answers = [record for record in records if isinstance(record, dict) and {"task", "id", "recalled"} <= record.keys()]
+    own = [record for record in answers if record["task"] == task]
     if not own:
         raise UserError(f"config.known={path} has no answers of a task {task!r} on context and memory.")
     return {record["id"] for record in own if record["recalled"]}

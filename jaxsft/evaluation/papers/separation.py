@@ -168,8 +168,11 @@ def parse_item(record: Mapping[str, Any], where: str) -> Item:
     for name in names:
         if not isinstance(record.get(name), str) or not record[name].strip():
             raise UserError(f"{where}: `{name}` is {record.get(name)!r}; an item has texts in {', '.join(names)}.")
-    info = record.get("info", {})
-    insistence = {True: "insistent", False: "neutral"}.get(info.get("is_insistent"), "")
+    info = record.get("info") or {}
+    if not isinstance(info, Mapping):
+        raise UserError(f"{where}: `info` is {info!r:.60}; it must be an object, or be left out.")
+    insistent = info.get("is_insistent")
+    insistence = "insistent" if insistent == 1 else "neutral" if insistent == 0 else ""
     if names == RELEASED:
         instruction, probed, data, data_probed, witness = (record[name] for name in RELEASED)
         return Item(
@@ -178,8 +181,8 @@ def parse_item(record: Mapping[str, Any], where: str) -> Item:
             data,
             data_probed,
             witness,
-            info.get("type", ""),
-            info.get("appended_type", ""),
+            str(info.get("type", "")),
+            str(info.get("appended_type", "")),
             insistence,
         )
     instruction, data, probe, witness = (record[name] for name in RAW)

@@ -59,9 +59,9 @@ os.write(result, job["word"].encode())
 os._exit(0)
 """
 
-# Each line fails where the sandbox is one.
-PROBE = """
-import os, socket, time
+# Each thing that is tried fails where the sandbox is one.
+PROBE = f"""
+import os, socket, sys, time
 def works(what):
     try:
         what()
@@ -73,9 +73,17 @@ def fork():
         if os.fork() == 0:
             time.sleep(2)
             os._exit(0)
-tried = {"reach a network": lambda: socket.create_connection(("1.1.1.1", 53), 1), "start processes without end": fork,
-         "write a file outside": lambda: open("/usr/jaxsft", "w"), "see other files": lambda: os.listdir("/home"),
-         "become root": lambda: os.chroot("/tmp")}
+def look():
+    shown, place = {{"/": {{name.strip("/") for name in {SYSTEM}}} | {{"tmp"}}}}, os.path.dirname(sys.executable)
+    place = os.path.dirname(place)
+    while place != "/" and not place.startswith("/usr/"):  # on the way to the interpreter stands nothing else
+        place, name = os.path.split(place)
+        shown.setdefault(place, set()).add(name)
+    if all(set(os.listdir(place)) <= names for place, names in shown.items()):
+        raise OSError
+tried = {{"reach a network": lambda: socket.create_connection(("1.1.1.1", 53), 1), "start processes without end": fork,
+         "write a file outside": lambda: open("/usr/jaxsft", "w"), "see other files": look,
+         "become root": lambda: os.chroot("/tmp")}}
 open("inside", "w").write("this must work")
 found = [name for name, what in tried.items() if works(what)]
 assert not found, ", ".join(found)
@@ -181,10 +189,13 @@ def _command(root: str, limits: Limits) -> list[str]:
     limited = ["prlimit", *(f"--{name}={value}" for name, value in bounds.items())]
     own = [] if as_root else ["--user", "--map-root-user"]
     spaces = ["unshare", *own, "--mount", "--net", "--pid", "--ipc", "--uts", "--fork", "--kill-child"]
-    python = os.path.realpath(sys._base_executable)
-    places = [" ".join(SYSTEM), str(Path(python).parents[1])]
-    inside = [*fewer, *limited, python, "-P", "-s", "-S", "-B", "-c", RUNNER]
+    places = [" ".join(SYSTEM), str(_python().parents[1])]
+    inside = [*fewer, *limited, str(_python()), "-P", "-s", "-S", "-B", "-c", RUNNER]
     return [*spaces, "sh", "-c", SETUP, "sh", root, *places, *inside]
+
+
+def _python() -> Path:
+    return Path(os.path.realpath(sys._base_executable))
 
 
 @functools.cache
@@ -194,6 +205,9 @@ def _unavailable() -> str:
         return f"it needs Linux, and this is {sys.platform}"
     if missing := [tool for tool in TOOLS if shutil.which(tool, path="/usr/sbin:/usr/bin:/sbin:/bin") is None]:
         return f"{missing[0]} (util-linux) is not installed"
+    seen, home = [_python().parents[1], *map(Path, SYSTEM)], Path(os.path.realpath(os.path.expanduser("~")))
+    if inside := [place for place in seen if home.is_relative_to(place)]:
+        return f"programs see all of {inside[0]}, for the interpreter's sake, and the home folder {home} lies in it"
     if not (first := _run("pass", "pass", Limits())).passed:
         return f"a program that does nothing did not run ({first.why}); namespaces may be forbidden"
     outcome = _run("", PROBE, Limits())

@@ -181,16 +181,19 @@ def _parse(values: Mapping[str, Any], where: str, source: str) -> Problem:
         head, entry = values["prompt"], values["entry_point"]
         question = f"Complete this Python program, and answer with the whole function:\n\n```python\n{head}```"
         return Problem(head, head, question, entry, "", f"{values['test']}\n\ncheck({entry})\n", source)
-    tests = values.get("test_list")
-    if (is_text("text") or is_text("prompt")) and isinstance(tests, list) and tests and all(map(str, tests)):
-        told, listed = values.get("text") or values["prompt"], "\n".join(map(str, tests))
-        setup = "\n".join(filter(None, [values.get("test_setup_code"), *(values.get("test_imports") or [])]))
+    tests, before = values.get("test_list"), values.get("test_setup_code") or ""
+    imports = values.get("test_imports") or []
+    are_texts = lambda of: isinstance(of, list) and all(isinstance(one, str) for one in of)
+    fits = are_texts(tests) and any(tests) and isinstance(before, str) and are_texts(imports)
+    if (is_text("text") or is_text("prompt")) and fits:
+        told, listed = values["text"] if is_text("text") else values["prompt"], "\n".join(tests)
+        setup = "\n".join(filter(None, [before, *imports]))
         question = f"{told}\n\nAnswer with a Python program that passes these tests:\n\n```python\n{listed}\n```"
         before = f"{setup}\n" if setup else ""
         return Problem("", f'"""\n{told}\n{listed}\n"""\n', question, "", before, listed, source)
     raise UserError(
         f"{where}: the record is no problem; it has `prompt`, `test` and `entry_point` (HumanEval), or `text` and "
-        "`test_list` (MBPP)."
+        "`test_list`, a list of texts, like `test_imports` (MBPP)."
     )
 
 
