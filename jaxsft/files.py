@@ -62,6 +62,14 @@ def read_npz(path: epath.PathLike) -> dict[str, np.ndarray]:
         raise ValueError(str(error)) from error
 
 
+def json_lines(text: str) -> list[Any]:
+    """The values of JSON Lines as this library writes them; blank lines are none.
+
+    Not of `str.splitlines`, for which a line ends at U+2028, U+0085 and others too, which stand in texts as they are.
+    """
+    return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
 def check_new_folder(path: epath.PathLike) -> None:
     """Refuses a folder that holds anything.
 

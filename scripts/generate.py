@@ -13,6 +13,7 @@ import time
 
 import jax
 from absl import flags
+from etils import epath
 
 from jaxsft import cli
 from jaxsft.config import MeshConfig, ModelConfig
@@ -55,6 +56,8 @@ def main() -> str:
     prompts = [*PROMPT.value, *(read_prompts(PROMPTS.value) if PROMPTS.value else [])]
     if INPUT.value and (prompts or not OUTPUT.value):
         raise UserError("--input is answered to a file; give --output, and no --prompt or --prompts.")
+    if OUTPUT.value and not INPUT.value and epath.Path(OUTPUT.value).exists():
+        raise UserError(f"{OUTPUT.value} exists; nothing is overwritten, so name another file or remove it.")
     prompts = read_prompts(INPUT.value) if INPUT.value else prompts
     if not prompts:
         raise UserError("there is nothing to continue; give --prompt, --prompts or --input.")

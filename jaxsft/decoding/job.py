@@ -24,7 +24,7 @@ import jaxsft
 from jaxsft.decoding.engine import Sampled, Sampler
 from jaxsft.decoding.prompts import Prompt, Prompter, as_json
 from jaxsft.errors import UserError
-from jaxsft.files import write_json, write_text
+from jaxsft.files import json_lines, write_json, write_text
 
 PARTS, MANIFEST, JOB = ".parts", ".manifest.json", "job.json"
 
@@ -112,7 +112,7 @@ class Job:
         if not writes:
             return f"{output}: {len(prompts)} answers"
         write_text(output, "".join(file.read_text() for file in files))
-        lines = [json.loads(line) for line in output.read_text().splitlines()]
+        lines = json_lines(output.read_text())
         counts = collections.Counter(line["stopped_by"] for line in lines)
         tokens = sum(line["tokens"] for line in lines)
         result = {"answers": len(lines), "tokens": tokens, "stopped_by": dict(sorted(counts.items()))}

@@ -72,7 +72,9 @@ def read_evaluation(path: epath.PathLike, name: str = "") -> Evaluation:
         raise UserError(f"{path} is no evaluation: its tasks are no objects by name; write it by scripts/evaluate.py.")
     answers = path.with_suffix(".jsonl")
     records: dict[str, list[Record]] = {}
-    for i, line in enumerate(answers.read_text().splitlines() if answers.exists() else [], 1):
+    for i, line in enumerate(answers.read_text().split("\n") if answers.exists() else [], 1):
+        if not line.strip():
+            continue
         record = _record(line, f"{answers}, line {i}")
         records.setdefault(record["task"], []).append(record)
     if unknown := sorted(records.keys() - tasks.keys()):

@@ -20,7 +20,7 @@ from jaxsft.decoding.job import Job, weights_digest
 from jaxsft.decoding.prompts import Prompter, make_prompter
 from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
-from jaxsft.files import write_json, write_text
+from jaxsft.files import json_lines, write_json, write_text
 from jaxsft.sharding import make_mesh
 from jaxsft.synthesis.method import Answer, Prompt, Written, counts
 from jaxsft.synthesis.registry import METHODS
@@ -145,7 +145,7 @@ class Teacher:
         shown = [shown_messages(prompts[i]) for i in fit]
         job.run(shown, [encoded[i] for i in fit], output, _say, [prompts[i].id for i in fit])
         _wait_for_all(str(output))
-        lines = [json.loads(line) for line in output.read_text().splitlines()]
+        lines = json_lines(output.read_text())
         for i, line in zip(fit, lines, strict=True):
             answers[i] = Answer(line["answer"].strip(), line["stopped_by"])
         return answers

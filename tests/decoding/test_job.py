@@ -22,6 +22,7 @@ from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
 from jaxsft.training.restore import open_model
 from tests.conftest import REPOSITORY
+from tests.training.conftest import run as run_process
 
 PROMPTS = [f"please repeat {' '.join('bcdfghk'[: 1 + i % 7])} ." for i in range(26)]
 PARTS = 4  # prompts of a part
@@ -134,6 +135,23 @@ def test_another_job_is_refused(job, tmp_path):
     with pytest.raises(UserError, match="1 of 26 prompts cannot be continued, the first at place 25"):
         run(job, tmp_path / "long.jsonl", [*PROMPTS[1:], "b " * 2000])
     assert not (tmp_path / "long.jsonl.parts").exists()
+
+
+def test_answers_that_are_printed_overwrite_nothing_either(tmp_path):
+    (tmp_path / "mine.jsonl").write_text("something else")
+    script = [sys.executable, str(REPOSITORY / "scripts" / "generate.py"), "--model=world:chat", "--prompt=b"]
+    done = run_process([*script, f"--output={tmp_path / 'mine.jsonl'}"])
+    assert done.returncode == 1 and "nothing is overwritten" in done.stderr
+    assert (tmp_path / "mine.jsonl").read_text() == "something else"
+
+
+def test_texts_may_have_line_ends_of_other_kinds(job, tmp_path):
+    """U+2028 and U+0085 stand in JSON as they are, and end a line for `str.splitlines`."""
+    prompts = ["please repeat b\u2028c .", "please repeat\u0085d ."]
+    run(job, tmp_path / "out.jsonl", prompts)
+    lines = (tmp_path / "out.jsonl").read_text().split("\n")
+    assert [json.loads(line)["prompt"] for line in lines[:-1]] == prompts
+    assert json.loads((tmp_path / "out.jsonl.manifest.json").read_text())["result"]["answers"] == 2
 
 
 def test_ids_decide_what_is_drawn(job, tmp_path):

@@ -20,7 +20,6 @@ list of texts that count as the same, the first of which is scored.
 """
 
 import functools
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -39,6 +38,7 @@ from jaxsft.evaluation.papers.first_hit import first_hit, normalise
 from jaxsft.evaluation.rows import InMemory, batches
 from jaxsft.evaluation.scoring import example_sums
 from jaxsft.evaluation.task import Result, Subject, Task, by_part, digest, question_ids
+from jaxsft.files import json_lines
 
 CONTEXT, MEMORY = 0, 1
 
@@ -224,7 +224,7 @@ def read_known(path: epath.PathLike, task: str) -> set[str]:
     if not path.exists():
         raise UserError(f"config.known: no file {path}; write it by scripts/evaluate.py, of the base.")
     try:
-        records = [json.loads(line) for line in path.read_text().splitlines() if line.strip()]
+        records = json_lines(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"config.known={path} is no JSON Lines file ({error}); name the answers, OUT.jsonl.") from error
     answers = [record for record in records if isinstance(record, dict) and {"task", "id", "recalled"} <= record.keys()]
