@@ -25,6 +25,8 @@ KEEP = " Keep {texts} as it stands."
 class Paraphrase:
     """See the module."""
 
+    asks = True
+
     def __init__(self, settings: ParaphraseConfig):
         """Keeps them.
 
@@ -42,7 +44,8 @@ class Paraphrase:
     def __call__(self, rows: Sequence[Row], ask: Ask) -> Written:
         """One record a new wording, those of a record together."""
         count = self.settings.samples
-        found = [self._pattern.fullmatch(row.question) for row in rows]
+        fitting = [self._pattern.fullmatch(row.question) for row in rows]
+        found = [match if match and match["text"] else None for match in fitting]
         prompts = [
             Prompt(row.index * count + k, [Message("user", self.wish(match["text"]))])
             for row, match in zip(rows, found)

@@ -55,6 +55,13 @@ def test_what_is_no_new_wording_is_dropped():
     assert plain.outcomes[1].record["messages"][0]["content"] == "none"
 
 
+def test_a_question_without_the_text_does_not_fit():
+    rows = make_rows({"prompt": "b", "completion": "1"}, {"prompt": "ab", "completion": "2"})
+    made = Paraphrase(ParaphraseConfig("(?P<text>a)?b"))(rows, Says(lambda prompt: "c"))
+    assert [outcome.reason for outcome in made.outcomes] == ["the question does not fit the pattern", ""]
+    assert made.outcomes[1].record["messages"][0]["content"] == "cb"
+
+
 @pytest.mark.parametrize(("pattern", "message"), [("(", "is no regular expression"), ("(?P<a>.*)", "has no group")])
 def test_a_bad_pattern(pattern, message):
     with pytest.raises(UserError, match=message):

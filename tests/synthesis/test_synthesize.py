@@ -7,16 +7,18 @@ import sys
 import numpy as np
 import pytest
 
-from jaxsft.config import DataConfig, EvalConfig, ModelConfig, SynthesisConfig
+from jaxsft.config import DataConfig, EvalConfig, ModelConfig, SourceConfig, SynthesisConfig
 from jaxsft.data.conversation import parse
 from jaxsft.data.dataset import prepare
+from jaxsft.data.sources import open_source
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.decoding.prompts import make_prompter
 from jaxsft.errors import UserError
 from jaxsft.models.checkpoint import resolve
-from jaxsft.synthesis.method import Prompt
+from jaxsft.synthesis.method import Answer, Prompt
+from jaxsft.synthesis.registry import METHODS
 from jaxsft.synthesis.rows import read_rows
-from jaxsft.synthesis.run import MANIFEST, RECORDS, encode, synthesize
+from jaxsft.synthesis.run import MANIFEST, RECORDS, Teacher, encode, synthesize
 from jaxsft.training.train import train
 from jaxsft.validation import validate
 from jaxsft.world.recipe import plain
@@ -128,6 +130,33 @@ def test_the_command(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1].startswith(f"{tmp_path / 'made' / RECORDS}: ")
     assert len(records(tmp_path / "made")) == 4
+
+
+def test_all_methods_can_be_asked_for(tmp_path, monkeypatch):
+    """By name, from records to records, with a teacher whose answers suit them all; their texts as they stand."""
+    asked = []
+
+    def say(self, name, prompts):
+        asked.append(name)
+        return [Answer(f"1. Dogs {name}\u2028{prompt.id}\nStatus: ok\nRating: 5", "token") for prompt in prompts]
+
+    monkeypatch.setattr(Teacher, "ask", say)
+    for name in METHODS:
+        config = SynthesisConfig(ModelConfig("world:chat"), data=DataConfig("world:train", rows=":6"), method=name)
+        config.lamini.lists, config.evol_instruct.rounds = 2, 1
+        before = len(asked)
+        synthesize(config, tmp_path / name)
+        assert len(asked) > before
+        assert json.loads((tmp_path / name / MANIFEST).read_text())["kept"] > 0
+        source = open_source(SourceConfig(str(tmp_path / name / RECORDS)))
+        assert len(list(source.records(0, len(source)))) == len(source) > 0
+
+
+def test_prompts_may_have_line_ends_of_other_kinds(config, tmp_path):
+    record = {"prompt": "please repeat b\u2028c .", "completion": "b\u0085c"}
+    (tmp_path / "in.jsonl").write_text(json.dumps(record) + "\n")
+    config.data, config.method = DataConfig(str(tmp_path / "in.jsonl")), "sdft"
+    assert "records.jsonl: " in synthesize(config, tmp_path / "made")
 
 
 def test_another_synthesis_is_refused(config, tmp_path):
