@@ -35,7 +35,8 @@ class Neighbours:
       neighbours: K, those that vote, at most N.
       weight: lambda, the votes' share of the blend, 0 (the model alone) to 1 (the votes alone).
       temperature: T, in units of the distance.
-      heads: states are cut into so many equal parts, each with votes of its own, which are averaged.
+      heads: states are cut into so many equal parts, each with votes of its own, which are averaged. A part's distance
+        counts that many times, so that T is in units of the whole state's, as in the authors' code.
       squared: whether the distance is the squared Euclidean one.
       chunk: keys compared at once, which bounds the memory at B * heads * chunk numbers; it decides nothing else.
     """
@@ -69,7 +70,7 @@ class Neighbours:
         """The distribution of the votes, float32 [B, V], of hidden states [B, embed]."""
         distances, indices = nearest(self.keys, hidden, self.neighbours, self.heads, self.chunk)
         distances = distances if self.squared else jnp.sqrt(distances)
-        shares = jax.nn.softmax(-distances / self.temperature, axis=-1) / self.heads
+        shares = jax.nn.softmax(-self.heads * distances / self.temperature, axis=-1) / self.heads
         rows = jnp.arange(len(hidden))[:, None, None]
         return jnp.zeros((len(hidden), vocab), jnp.float32).at[rows, self.values[indices]].add(shares)
 
@@ -104,8 +105,9 @@ def nearest(
 
 
 def typical_distance(keys: jax.Array, held_out: jax.Array, count: int, heads: int = 1) -> float:
-    """The median squared distance of the `count` nearest keys over held-out states [M, embed]: a temperature."""
-    return float(jnp.median(nearest(keys, held_out, count, heads)[0]))
+    """The median squared distance of the `count` nearest keys over held-out states [M, embed], that of a part taken
+    `heads` times: a temperature."""
+    return heads * float(jnp.median(nearest(keys, held_out, count, heads)[0]))
 
 
 def collect(

@@ -75,7 +75,8 @@ def test_chunks_are_a_brute_force_search(heads):
 
 
 def test_heads_are_averaged():
-    half = lambda at: changed(keys=KEYS[:, at]).votes(jnp.asarray(HIDDEN[:, at]), 12)
+    """exp(-H d / T) of each of H parts (`getCache.py` of the authors)."""
+    half = lambda at: changed(keys=KEYS[:, at], temperature=4.0 / 2).votes(jnp.asarray(HIDDEN[:, at]), 12)
     expected = (half(slice(0, 4)) + half(slice(4, 8))) / 2
     np.testing.assert_allclose(votes(heads=2), expected, atol=1e-6)
 
@@ -83,6 +84,7 @@ def test_heads_are_averaged():
 def test_typical_distance():
     assert typical_distance(KEYS, KEYS, 1) == pytest.approx(0, abs=1e-5)
     assert typical_distance(np.zeros((3, 2)), np.array([[3.0, 4.0]]), 2) == pytest.approx(25)
+    assert typical_distance(np.zeros((3, 4)), np.array([[3.0, 4.0, 4.0, 3.0]]), 2, heads=2) == pytest.approx(50)
 
 
 def test_a_model_is_taught_by_its_store():
