@@ -21,7 +21,7 @@ from jaxsft.errors import UserError
 from jaxsft.files import write_json, write_text
 from jaxsft.mixing.leaks import Leaks
 from jaxsft.mixing.reword import RECORDS
-from jaxsft.synthesis.rows import Row, read_rows
+from jaxsft.synthesis.rows import Row, read_rows, written
 
 REPORT = "mix.json"
 
@@ -37,6 +37,8 @@ def mix(config: MixConfig, folder: epath.PathLike) -> str:
     Raises:
       UserError: for records that cannot be read, and unrelated ones that are not.
     """
+    if not math.isfinite(config.ratio):
+        raise UserError(f"config.ratio is {config.ratio}; give a number, 0 for the task alone.")
     task = _read(config.task)
     cache, counts, duplicates = [], {}, 0
     if config.ratio > 0:
@@ -44,7 +46,7 @@ def mix(config: MixConfig, folder: epath.PathLike) -> str:
             raise UserError("config.diverse.path is empty; name unrelated records, or set config.ratio to 0.")
         others = [row for source in config.leaks.against for row in _read(source)]
         rows = _read(config.diverse)
-        unique = list({json.dumps(row.unchanged()): row for row in rows}.values())
+        unique = list({_said(row): row for row in reversed(rows)}.values())[::-1]
         duplicates = len(rows) - len(unique)
         cache, counts = Leaks(config.leaks, [*task, *others]).left(unique, config.diverse.path)
     wanted = count(config.ratio, len(task))
@@ -115,6 +117,11 @@ def told(config: MixConfig, figures: dict[str, Any]) -> str:
 
 def _read(source: SourceConfig) -> list[Row]:
     return read_rows(DataConfig(sources=[source]))
+
+
+def _said(row: Row) -> str:
+    """What two records are compared by: not where they are from, which `synthesis` and other fields say."""
+    return json.dumps([written(row.conversation.messages), row.conversation.tools])
 
 
 def _marked(row: Row, kind: str) -> dict[str, Any]:

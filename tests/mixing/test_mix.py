@@ -100,6 +100,9 @@ def test_duplicates_of_the_cache_are_left_out(tmp_path):
     config = MixConfig(
         write(tmp_path / "task.jsonl", ("task", 4)), write(tmp_path / "c.jsonl", ("o", 5), ("o", 3)), 2.0
     )
+    records = [json.loads(line) for line in (tmp_path / "c.jsonl").read_text().splitlines()]
+    marked = [{**record, "synthesis": {"row": i}} for i, record in enumerate(records)]  # the same, of another row
+    (tmp_path / "c.jsonl").write_text("".join(json.dumps(record) + "\n" for record in marked))
     assert "5 unrelated ones, 3 duplicates left out, warning" in mix(config, tmp_path / "out")
 
 
