@@ -43,4 +43,4 @@ class Orca:
         drawn = np.random.default_rng((self.seed, row.index)).integers(len(self.systems))
         system = self.systems[drawn]
         asked = [message for message in row.prompt if message.role != "system"]
-        return Prompt(row.index, [Message("system", system)] * bool(system) + asked)
+        return Prompt(row.index, [Message("system", system)] * bool(system) + asked, tools=row.conversation.tools)

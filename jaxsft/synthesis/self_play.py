@@ -6,9 +6,10 @@ An iteration prefers the given answer y to y', drawn from the previous iterate p
 
 which is the objective "dpo" (`jaxsft.objectives.preference`) in a run that starts from p_t. Prompts are those of
 training, template and all. A pair is dropped where y' was cut off before its end, since training would end it there,
-and where y' is y, since its gradient is zero.
+and where y' is y, since its gradient is zero. Both are without blanks around them, which would tell them apart.
 """
 
+import dataclasses
 from collections.abc import Sequence
 
 from jaxsft.config import SelfPlayConfig
@@ -51,6 +52,7 @@ def compose(row: Row, answer: Answer, sample: int = 0) -> Outcome:
         return dropped(answer.fault)
     if answer.text == row.answer.strip():
         return dropped("the same as the given answer")
-    sides = {"chosen": row.conversation.messages[-1:], "rejected": [answer.message]}
+    chosen = dataclasses.replace(row.conversation.messages[-1], content=row.answer.strip())
+    sides = {"chosen": [chosen], "rejected": [answer.message]}
     pair = {name: written(messages) for name, messages in {"prompt": row.prompt, **sides}.items()}
     return kept(row.record(**pair), NAME, row=row.index, sample=sample)

@@ -143,7 +143,9 @@ def test_orca():
     assert systems == set(SYSTEMS) - {""}
     alone = [o.record for o in made.outcomes if o.record and len(o.record["messages"]) == 2]
     assert alone, "the empty system message asks the question alone"
-    model = Says(lambda asked: "because")
+    model, tools = Says(lambda asked: "because"), [{"name": "add", "parameters": {}}]
+    (one,) = Orca(OrcaConfig(), seed=0)(make_rows({**records[0], "tools": tools}), model).outcomes
+    assert model.asked["answers"][0].tools == parse(one.record, "here").tools == tools
     (one,) = Orca(OrcaConfig(systems=("explain",)), seed=0)(make_rows(records[0]), model).outcomes
     messages = [Message("system", "explain"), Message("user", "why ?"), Message("assistant", "because")]
     assert parse(one.record, "here").messages == messages

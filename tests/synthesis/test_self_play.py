@@ -44,6 +44,12 @@ def test_pairs():
     assert (pair.source, record["synthesis"]) == ("book", {"method": "self_play", "row": 0, "sample": 0})
 
 
+def test_blanks_do_not_tell_the_answers_apart():
+    made = SelfPlay(SelfPlayConfig())(make_rows(ROWS[1]), Says(lambda asked: "II"))
+    pair = parse(made.outcomes[0].record, "here")
+    assert (pair.messages[-1].content, pair.rejected[-1].content) == ("2", "II")
+
+
 def test_several_pairs_of_a_row():
     made = SelfPlay(SelfPlayConfig(samples=2))(make_rows(*ROWS[:1]), Says(lambda asked: f"own {asked.id}"))
     assert [outcome.record["rejected"][0]["content"] for outcome in made.outcomes] == ["own 0", "own 1"]
