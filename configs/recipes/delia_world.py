@@ -8,6 +8,7 @@ answers to unrelated questions. The probe asks other questions in other wordings
 again in the place of the unrelated ones: as many steps without diverse data.
 """
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def _reworded(split: str, rows: str, bank: str, **fields: Any) -> RewordConfig:
 
 def get_config(asked: str = "10") -> RecipeConfig:
     ratio, _, repeat = asked.partition(",")
-    if not ratio.replace(".", "", 1).isdigit() or repeat not in ("", "repeat"):
+    if not re.fullmatch(r"[0-9]+(\.[0-9]+)?", ratio) or repeat not in ("", "repeat"):
         raise UserError(f"{asked!r} is not understood; write RATIO or RATIO,repeat.")
     train = recipe.plain()
     train.model.path = "world:chat"

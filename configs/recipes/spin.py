@@ -14,12 +14,13 @@ from jaxsft.config import ExportConfig, RecipeConfig, SourceConfig, StageConfig,
 from jaxsft.errors import UserError
 
 BETAS = (0.1, 0.1, 0.1, 5.0)  # the paper's, by iteration
+NUMBER = r"[0-9]*\.?[0-9]+(e-?[0-9]+)?"
 SLOWER = (1.0, 1.0, 0.2, 0.2)  # than the learning rate that is asked for, likewise
 
 
 def get_config(asked: str = "4,5e-7") -> RecipeConfig:
     given = asked.split(",")
-    if len(given) != 2 or given[0] not in ("1", "2", "3", "4") or not re.fullmatch(r"[0-9.]+(e-?[0-9]+)?", given[1]):
+    if len(given) != 2 or given[0] not in ("1", "2", "3", "4") or not re.fullmatch(NUMBER, given[1]):
         raise UserError(f"{asked!r} is not understood; write ITERATIONS,LEARNING_RATE, with one to four iterations.")
     train = TrainConfig()
     train.model.path = ""

@@ -44,8 +44,8 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self):
-        if not self.temperature >= 0:
-            raise UserError(f"temperature is {self.temperature}; it must be 0 (greedy) or positive.")
+        if not 0 <= self.temperature < float("inf"):
+            raise UserError(f"temperature is {self.temperature}; it must be 0 (greedy), or positive and finite.")
         if self.top_k < 0:
             raise UserError(f"top_k is {self.top_k}; it must be 0 (all tokens) or positive.")
         if not 0 < self.top_p <= 1:

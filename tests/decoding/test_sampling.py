@@ -18,6 +18,7 @@ KEY = jax.random.key(0)
     "wrong",
     [
         {"temperature": -1},
+        {"temperature": float("inf")},
         {"top_k": -1},
         {"top_p": 0.0},
         {"max_new_tokens": 0},

@@ -103,7 +103,7 @@ def test_the_settings_of_the_paper():
     assert [len(run["data.sources"]) for run in runs] == [1, 2, 2, 2]
 
 
-@pytest.mark.parametrize("asked", ["4", "5,1e-6", "0,1e-6", "2,fast", "2,1e-6,more"])
+@pytest.mark.parametrize("asked", ["4", "5,1e-6", "0,1e-6", "2,fast", "2,1.2.3", "2,1e-6,more"])
 def test_a_recipe_that_is_asked_for_otherwise_is_refused(asked):
     with pytest.raises(UserError, match="write ITERATIONS,LEARNING_RATE"):
         runpy.run_path(str(RECIPES / "spin.py"))["get_config"](asked)
