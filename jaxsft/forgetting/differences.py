@@ -46,7 +46,8 @@ class Row:
       p_holm: corrected over the subjects of the same task, split and model; for a whole over all rows of the model.
       questions: how many were asked.
       distinct: how many of them in different words.
-      known: how many distinct ones the base had right.
+      known: how many distinct ones the base had right, be it in part.
+      missed: how many distinct ones that count the base did not have wholly right, so that they could be won.
       lost: distinct ones that the model marks lower on.
       won: those that it marks higher on.
     """
@@ -66,6 +67,7 @@ class Row:
     questions: int
     distinct: int
     known: int
+    missed: int
     lost: int
     won: int
 
@@ -207,6 +209,7 @@ def _row(head: dict[str, str], marks: Marks, settings: Settings) -> Row:
     low, high = interval(marks, settings.draws, settings.confidence, settings.seed)
     values = {"base": base, "tuned": tuned, "difference": tuned - base, "low": low, "high": high}
     sums = marks.sums()
+    most = max(1.0, marks.base.max(initial=0), marks.model.max(initial=0))  # chrF is per cent
     return Row(
         **head,
         **{name: finite(value) for name, value in values.items()},
@@ -215,6 +218,7 @@ def _row(head: dict[str, str], marks: Marks, settings: Settings) -> Row:
         questions=len(marks.base),
         distinct=len(sums),
         known=int((sums[:, 0] > 0).sum()),
+        missed=int((sums[:, 0] < most * sums[:, 1]).sum()),
         lost=lost,
         won=won,
     )

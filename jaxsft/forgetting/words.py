@@ -28,7 +28,7 @@ class Cell:
       sure: whether the interval leaves zero out.
       trend: "better", "worse" or "".
       lost: how many of the questions that the base had right.
-      won: how many of those that it had wrong.
+      won: how many of those that it had not wholly right.
       corrected: `p_holm` as a number.
     """
 
@@ -124,7 +124,7 @@ def cell(row: Row) -> Cell:
         row.sure,
         trend if row.sure else "",
         f"{row.lost} of {row.known}",
-        f"{row.won} of {row.distinct - row.known}",
+        f"{row.won} of {row.missed}",
         row.p_holm,
     )
 

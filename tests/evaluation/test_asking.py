@@ -104,6 +104,18 @@ def test_no_question_is_its_own_example(tmp_path):
                 assert {other.source for other in drawn} == {shot.source}
 
 
+def test_a_question_with_its_choices_in_another_order_is_no_example(subject, tmp_path):
+    for name, choices, right in (("asked", ["red", "blue"], 0), ("examples", ["blue", "red"], 1)):
+        line = {"question": "Which?", "choices": choices, "answer": right}
+        (tmp_path / f"{name}.jsonl").write_text(json.dumps(line) + "\n")
+    shots = ShotsConfig(1, path=str(tmp_path / "examples.jsonl"))
+    data = DataConfig(path=str(tmp_path / "asked.jsonl"), template="none")
+    with pytest.raises(UserError, match="there are 0 other questions"):
+        multiple_choice.prepare(
+            TaskConfig(task="multiple_choice", data=data, prompt=PromptConfig(shots=shots)), subject
+        )
+
+
 def test_draws_belong_to_the_question():
     """They depend on its text and the seed, and not on the other questions; "first" takes those that stand first."""
     shots = [Shot(str(i), "", "", "") for i in range(20)]

@@ -188,6 +188,8 @@ def test_graded_marks_and_records_that_say_little(tmp_path):
     rows = {row.metric: row for row in report.tasks}
     assert (rows["f1"].base, rows["f1"].tuned) == (pytest.approx(1.75 / 3), pytest.approx(2 / 3))
     assert (rows["f1"].lost, rows["f1"].won) == (1, 1) and not report.subjects
+    cell = words.cell(rows["f1"])
+    assert (cell.lost, cell.won) == ("1 of 3", "1 of 2"), "what is right in part can be lost, and won"
     page.render(report)
 
 
@@ -228,6 +230,7 @@ def test_separation_is_a_ratio_of_what_each_model_executes(tmp_path):
     (row,) = report.tasks
     assert (row.base, row.tuned, row.metric) == (pytest.approx(2 / 3), pytest.approx(2 / 3), "separation")
     assert (row.lost, row.won) == (0, 1), "of the two items that count for both"
+    assert (row.known, row.missed) == (2, 1), "of the three that count for the base"
     assert [line.metric for line in words.figure_lines(report)] == ["utility, %"], "never without the other"
     changes = [q["models"]["tuned"]["change"] for q in report.questions]
     assert changes == ["kept", "won", "uncounted", "uncounted"]

@@ -170,8 +170,9 @@ def _shot(question: Question, config: TaskConfig) -> Shot:
     """The question as it is put, and its first right choice."""
     listed = "\n".join(f"{letter}. {choice.strip()}" for letter, choice in zip(LETTERS, question.choices))
     values = {"question": question.text.rstrip(), "choices": listed, "subject": in_words(question.source)}
-    whole, answer = "\n".join([question.text, *question.choices]), said(question, config)[min(question.right)]
-    return Shot(whole, fill(config.prompt.question, values), answer, question.source)
+    known_by = "\n".join([question.text, *sorted(question.choices)])  # in whatever order another file lists them
+    answer = said(question, config)[min(question.right)]
+    return Shot(known_by, fill(config.prompt.question, values), answer, question.source)
 
 
 def said(question: Question, config: TaskConfig) -> list[str]:
