@@ -8,7 +8,8 @@ questions with answers that have nothing to do with it, which the model answers 
 each record of the task. A fourth argument, `...,260,wordings.txt`, is a bank of wordings that the task's questions are
 put in (docs/methods/delia.md). The model is in runs/delia/tuned, what it makes of the token in runs/delia/probe.
 
-The baseline of equal steps: --config.stages[2].config.repeat=True; of equal epochs: a ratio of 0.
+The baseline of equal steps: --config.stages[2].config.repeat=True (stages[3] with wordings, whose stage stands before
+it); of equal epochs: a ratio of 0.
 """
 
 from pathlib import Path

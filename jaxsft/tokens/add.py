@@ -16,15 +16,17 @@ from etils import epath
 from jaxsft.config import TokensConfig
 from jaxsft.data.tokenizer import Tokenizer, load_tokenizer
 from jaxsft.errors import UserError
-from jaxsft.files import check_new_folder, new_folder
+from jaxsft.files import check_new_folder, new_folder, write_json
 from jaxsft.models import checkpoint
 from jaxsft.models.architecture import NEW_IDS
 from jaxsft.models.decoder import Decoder
 from jaxsft.models.tensorfiles import DTYPES
 from jaxsft.tokens.files import new_ids, write_tokens
 from jaxsft.tokens.rows import new_rows, padded, with_rows
+from jaxsft.validation import to_dict
 
 MATRICES = ("model.embed_tokens.weight", "lm_head.weight")  # of a row a token
+MANIFEST = "new_tokens.json"  # the config, and the line on the result
 PROBE = "The quick brown fox, 0 1 2; {x: [y, z]}."
 
 
@@ -62,6 +64,8 @@ def add_tokens(config: TokensConfig, output: epath.PathLike) -> str:
         init = "normal0.02" if head and config.init == "unit_normal" else config.init
         return with_rows(table, size, ids, new_rows(table[:known], len(ids), init, rng, described))
 
+    named = ", ".join(f"{token} = {i}" for token, i in zip(config.tokens, ids))
+    line = f"{output}: {named}, by {config.init}; {arch.vocab_size} rows became {size}"
     if jax.process_index() == 0:
         with new_folder(output) as folder:
             checkpoint.write_tensors(folder, entries, produce)
@@ -70,16 +74,24 @@ def add_tokens(config: TokensConfig, output: epath.PathLike) -> str:
             _check(load_tokenizer(str(folder)), tokenizer, config.tokens, ids)
             dtype = entries[MATRICES[0]][0].name
             contents = grown.to_hf(dtype)
+            write_json(folder / MANIFEST, {"config": to_dict(config), "result": line})
             (folder / checkpoint.CONFIG).write_text(json.dumps(contents, indent=2, sort_keys=True) + "\n")
-    named = ", ".join(f"{token} = {i}" for token, i in zip(config.tokens, ids))
-    return f"{output}: {named}, by {config.init}; {arch.vocab_size} rows became {size}"
+    return line
 
 
 def add_or_find(config: TokensConfig, output: epath.PathLike) -> str:
-    """`add_tokens`, or what it left there before."""
-    if (epath.Path(output) / checkpoint.CONFIG).exists():
-        return f"{output}: written before"
-    return add_tokens(config, output)
+    """`add_tokens`, or what the same config left there before.
+
+    Raises:
+      UserError: as `add_tokens`, and for a folder that another config has left.
+    """
+    file = epath.Path(output) / MANIFEST
+    if not file.exists():
+        return add_tokens(config, output)
+    found = json.loads(file.read_text())
+    if found["config"] != json.loads(json.dumps(to_dict(config))):
+        raise UserError(f"{output} holds other new tokens; remove it, or choose another folder.")
+    return found["result"]
 
 
 def _described(config: TokensConfig, tokenizer: Tokenizer) -> list[list[int]]:

@@ -23,7 +23,7 @@ from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
 from jaxsft.models.checkpoint import load_architecture, load_params, open_tensors, save_hf
 from jaxsft.models.decoder import Decoder
-from jaxsft.tokens.add import add_tokens
+from jaxsft.tokens.add import add_or_find, add_tokens
 from jaxsft.tokens.files import new_ids, write_tokens
 from jaxsft.tokens.rows import new_rows, padded, with_rows
 from tests.conftest import REPOSITORY
@@ -183,6 +183,15 @@ def test_ids_that_only_pad_are_never_drawn(tmp_path, mesh):
         assert max(t for one in free for t in one.tokens) >= vocabulary  # so the limit is what keeps them out
         assert max(t for one in held for t in one.tokens) < vocabulary
         assert all(len(one.tokens) == 24 for one in held)
+
+
+def test_a_stage_that_was_broken_off_finds_its_own_tokens_alone(tmp_path):
+    config = TokensConfig("world:chat", ("<sep>",))
+    line = add_or_find(config, tmp_path / "new")
+    assert add_or_find(config, tmp_path / "new") == line and "<sep> = " in line
+    for other in (TokensConfig("world:chat", ("<alt>",)), TokensConfig("world:chat", ("<sep>",), "mean")):
+        with pytest.raises(UserError, match="holds other new tokens"):
+            add_or_find(other, tmp_path / "new")
 
 
 def test_a_half_precision_model_keeps_its_bits(tmp_path):
