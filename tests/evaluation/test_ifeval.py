@@ -136,6 +136,16 @@ def test_task(asked, monkeypatch):
     assert result.figures["prompt_strict"] == sum(counted) / len(counted)
 
 
+def test_where_nothing_is_decided_nothing_is_shared(asked, monkeypatch):
+    monkeypatch.setattr(ifeval, "language_detector", lambda: None)
+    monkeypatch.setattr(ifeval, "judge", lambda *_: ifeval.Verdicts([None], [None]))
+    _, task, result = asked([RECORDS[2]])
+    assert result.figures["prompt_strict"] is None and result.figures["standard_error"] is None
+    assert headline(task, result) == (
+        "prompt_strict undefined +- undefined, instruction_strict undefined on 1 prompts, 1 instructions undecided"
+    )
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

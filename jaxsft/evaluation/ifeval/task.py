@@ -106,7 +106,7 @@ def summarize(prompts: Sequence[Prompt], verdicts: Sequence[Verdicts]) -> dict[s
       `instruction_strict` and `instruction_loose`, of instructions; `standard_error` of the first; `prompts` and
       `instructions`, how many there are; `undecided`, instructions without a strict verdict; `by_instruction`: name ->
       `strict`, `loose`, `instructions`. Undecided instructions, and prompts with one and no other that is not followed,
-      count in no share.
+      count in no share; a share of none is None.
     """
     all_of = lambda of: False if False in of else None if None in of else True
     strict, loose = ([all_of(getattr(one, kind)) for one in verdicts] for kind in ("strict", "loose"))
@@ -114,10 +114,11 @@ def summarize(prompts: Sequence[Prompt], verdicts: Sequence[Verdicts]) -> dict[s
     names = [name for prompt in prompts for name in prompt.instructions]
     counts = Counter(names)
     shares = [_share(of) for of in (strict, loose, flat["strict"], flat["loose"])]
-    share, *others = (math.nan if of is None else of for of in shares)
+    share, *others = shares
+    decided = len(strict) - strict.count(None)
     return {
         "prompt_strict": share,
-        "standard_error": math.sqrt(share * (1 - share) / max(1, len(strict) - strict.count(None))),
+        "standard_error": None if share is None else math.sqrt(share * (1 - share) / decided),
         **dict(zip(("prompt_loose", "instruction_strict", "instruction_loose"), others)),
         "prompts": len(prompts),
         "instructions": len(names),
