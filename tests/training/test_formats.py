@@ -101,7 +101,7 @@ def compared(model_folder, data_file, tmp_path_factory) -> Path:
 def test_what_some_runs_leave_besides(compared, tmp_path):
     more = {name.rstrip("/") for name in table("## The workdir of a run", "Some runs leave more")}
     usual = {name.rstrip("/") for name in table("## The workdir of a run")}
-    assert {path.name for path in compared.iterdir()} - usual == more - {"stage.json", "submodels/K"}
+    assert {path.name for path in compared.iterdir()} - usual == more - {"stage.json", "submodels/K", "records.jsonl"}
     assert {path.name for path in (compared / "scores").iterdir()} == {"reference_0.parquet", "moved.parquet"}
     assert {path.name for path in (compared / "fisher").iterdir()} == {"diagonal", "key.json"}
     assert list(json.loads((compared / "fisher" / "key.json").read_text())) == ["data", "examples", "dtype"]
