@@ -1,7 +1,7 @@
 """Batched generation: prompts enter slots, a compiled loop decodes all slots, those that are done are filled again.
 
-One program reads prompts, compiled for each bucket of their lengths. Another decodes all slots, compiled for each half,
-quarter and so on of the cache that a step reads; it returns as soon as enough slots are free for the next prompts, with
+One program reads prompts, compiled for each bucket of their lengths. Another decodes all slots, compiled for each
+quarter of the cache that a step can read; it returns as soon as enough slots are free for the next prompts, with
 none waiting: all of them. What a prompt is continued with depends on the seed and its id: its random numbers come from
 its own key, and padding is never attended to. Other rows, the number of slots and the mesh change only the order in
 which floating-point numbers are summed.
@@ -29,7 +29,7 @@ from jaxsft.sharding import constrain, data_shards
 
 SMALLEST_BUCKET = 32  # tokens of a prompt
 SMALLEST_ROOM = 8  # tokens of a continuation
-SMALLEST_REACH = 64  # slots of the cache that a step reads
+PARTS, SMALLEST_PART = 4, 32  # of the cache, of which a step reads as many as it needs; slots of a part
 PREFILLS = 4  # a prefill has a quarter of the slots, so that a few free ones need not wait for all
 LOOK = 16  # tokens between two looks for stop strings
 
@@ -167,7 +167,7 @@ class _Run:
                 self._admit([waiting.popleft() for _ in range(min(self.arriving, len(waiting)))], free, inside)
             occupied = np.array([prompt is not None for prompt in inside])
             wanted = min(self.arriving, len(waiting)) if waiting else self.rows
-            reach = halved(self.length, max(int(self.written.max()) + LOOK, SMALLEST_REACH))
+            reach = parts_of(self.length, int(self.written.max()))
             self.slots, report = _advance(self.slots, *self.arrays, occupied, wanted, look, reach=reach, **self.call)
             stopped, count, tokens, logps = (np.asarray(x) for x in report)
             for row, prompt in enumerate(inside):
@@ -335,11 +335,10 @@ def groups(lengths: Sequence[int], rows: int, context: int) -> list[list[int]]:
     return found
 
 
-def halved(length: int, needed: int) -> int:
-    """`length`, halved as often as `needed` still fits."""
-    while length // 2 >= needed:
-        length //= 2
-    return length
+def parts_of(length: int, needed: int) -> int:
+    """As much of `length`, a few parts of the same size, as holds `needed`: few shapes again."""
+    part = -(-length // max(1, min(PARTS, length // SMALLEST_PART)))
+    return min(length, -(-needed // part) * part)
 
 
 def bucket(size: int, smallest: int, largest: int) -> int:

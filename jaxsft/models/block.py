@@ -136,7 +136,7 @@ class Attention(nnx.Module):
         keys = {}
         if cache is not None:
             cache = append(cache, k, v, rows, row)
-            k, v = (x[row, :, :, : rows.cached.shape[1]].astype(q.dtype).swapaxes(1, 2) for x in cache)
+            k, v = (x.astype(q.dtype).swapaxes(1, 2) for x in read(cache, row, rows.cached.shape[1]))
             slots = jnp.broadcast_to(jnp.arange(k.shape[1], dtype=jnp.int32), k.shape[:2])
             keys = {"kv_segment_ids": rows.cached, "kv_positions": slots}
         mixed = attention(
@@ -252,6 +252,17 @@ def append(cache: Cache, k: jax.Array, v: jax.Array, rows: Rows, row: jax.Array)
     slots = cache_slots(rows.segment_ids, rows.positions, cache.k.shape[3])
     write = lambda old, new: old.at[row, batch, :, slots].set(new.astype(old.dtype), mode="drop")
     return Cache(write(cache.k, k), write(cache.v, v))
+
+
+def read(cache: Cache, row: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
+    """The first slots of one layer's keys and values, [B, kv_heads, length, head_dim].
+
+    On CPUs the keys are copied out of the stack with their slots as the minor axis, without which XLA's product of a
+    query with them takes several times as long. TPUs turn what they like by themselves.
+    """
+    k, v = (x[row, :, :, :length] for x in cache)
+    turned = lambda x: jax.lax.optimization_barrier(x.swapaxes(2, 3)).swapaxes(2, 3)
+    return jax.lax.platform_dependent(k, cpu=turned, default=lambda x: x), v
 
 
 def cache_slots(segment_ids: jax.Array, positions: jax.Array, length: int) -> jax.Array:

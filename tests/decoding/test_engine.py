@@ -11,7 +11,7 @@ import pytest
 
 from jaxsft.adapters.registry import make_method
 from jaxsft.config import AdapterConfig, MeshConfig, TrainConfig
-from jaxsft.decoding.engine import Sampler, _admit, _advance, _Run, groups
+from jaxsft.decoding.engine import Sampler, _admit, _advance, _Run, groups, parts_of
 from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
 from jaxsft.models.checkpoint import load_architecture, load_params
@@ -250,14 +250,31 @@ def test_log_probabilities_are_the_models_own(tiny):
 
 
 def test_a_step_reads_all_that_a_row_has(tiny):
-    """Through three programs, of which each reads twice as much of the cache as the one before."""
+    """Through four programs, each of which reads a quarter of the cache more than the one before."""
     decoder, params = Decoder(llama(max_position_embeddings=512)), tiny[1]
     before, prompts = _advance._cache_size(), [[7], list(range(3, 20))]
     sampler = Sampler(decoder, Sampling(temperature=1.0, max_new_tokens=256))
     for prompt, one in zip(prompts, sampler.generate(params, prompts)):
         assert len(one.tokens) == 256
         np.testing.assert_allclose(one.logps, scores(decoder, params, prompt, one.tokens), atol=1e-4)
-    assert _advance._cache_size() - before == 3
+    assert _advance._cache_size() - before == 4
+
+
+@pytest.mark.parametrize(
+    ("length", "needed", "expected"),
+    [
+        (40, 1, 40),
+        (72, 5, 36),
+        (72, 37, 72),
+        (160, 17, 40),
+        (160, 41, 80),
+        (160, 160, 160),
+        (130, 99, 99),
+        (130, 100, 130),
+    ],
+)
+def test_parts_hold_what_is_needed(length, needed, expected):
+    assert parts_of(length, needed) == expected
 
 
 @pytest.mark.parametrize("kind", ["lora", "loramoe", "spiel"])
