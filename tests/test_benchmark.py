@@ -35,3 +35,20 @@ def test_unknown_names_are_refused():
     done = run([sys.executable, str(REPOSITORY / "scripts" / "benchmark.py"), "--shapes=tinny"])
     assert done.returncode == 1
     assert "'tinny'" in done.stderr and "'tiny'" in done.stderr
+
+
+def test_generation_is_timed_by_itself(source):
+    script = [sys.executable, str(REPOSITORY / "scripts" / "benchmark_generate.py"), f"--model={source}"]
+    done = run([*script, "--rows=2", "--new_tokens=3", "--repeats=2"])
+    assert done.returncode == 0, done.stderr
+    ((seconds, rate),) = re.findall(r"^jaxsft: (\S+) s \(.*\), (\d+) tokens a second$", done.stdout, re.MULTILINE)
+    assert abs(float(rate) * float(seconds) / 6 - 1) < 0.6  # of milliseconds with three digits
+
+
+def test_generation_needs_a_python_that_has_torch(source, tmp_path):
+    other = tmp_path / "python"
+    other.write_text("#!/bin/sh\nexit 1\n")
+    other.chmod(0o755)
+    script = [sys.executable, str(REPOSITORY / "scripts" / "benchmark_generate.py"), f"--model={source}"]
+    done = run([*script, "--rows=2", "--new_tokens=3", "--repeats=1", f"--torch={other}"])
+    assert done.returncode == 1 and "name a Python with torch and transformers" in done.stderr
