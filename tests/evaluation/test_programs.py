@@ -107,6 +107,12 @@ def test_files_outside_stay_as_they_are(run, tmp_path):
     assert target.read_text() == "before"
 
 
+def test_what_was_asked_cannot_be_read_again(run):
+    """Neither the tests nor the word that tells success."""
+    program = "import os\nassert os.path.exists('/tmp')\nassert os.read(0, 1) == b''\ntry: os.lseek(0, 0, 0)\n"
+    assert run(program + "except OSError: pass\nassert os.read(0, 10**6) == b''", "pass").passed
+
+
 def test_messages_are_short(run):
     outcome = run("raise ValueError('x' * 10**6)", "pass")
     assert outcome.why == "error" and outcome.message.startswith("ValueError: xxx") and len(outcome.message) < 400

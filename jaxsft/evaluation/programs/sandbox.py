@@ -47,6 +47,7 @@ RUNNER = f"""
 import json, os, sys
 os.chdir("/tmp")
 job, result = json.load(sys.stdin), os.dup(1)
+os.dup2(2, 0)  # where the tests and the word could be read a second time
 os.dup2(2, 1)
 space = {{"__name__": "__main__"}}
 try:
