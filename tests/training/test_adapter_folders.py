@@ -25,7 +25,7 @@ from tests.tiny import llama, logits_of
 from tests.training.conftest import lines
 
 FLOATS = ModelConfig(dtype="float32", param_dtype="float32")
-SETTINGS = {"lora": {"rank": 4, "alpha": 8.0}, "spp": {"rank": 4}}
+SETTINGS = {"lora": {"rank": 4, "alpha": 8.0}, "spp": {"rank": 4}, "rows": {"targets": ("embed",), "ids": (3, 5)}}
 TARGETS = ("layers.*.attn.*_proj", "layers.1.mlp.up_proj")
 KINDS = [kind for kind in METHODS if kind != "none"]
 
@@ -73,7 +73,8 @@ def test_a_folder_of_every_kind(opened, source, mesh, kind, tmp_path):
     assert list(card) == [row.split("`")[1] for row in table.split("\n\n")[0].splitlines()]
     names = tensorfiles.TensorFile(tmp_path / "out" / "adapter.safetensors", integers=True).entries
     assert not {name.rpartition(".")[2] for name in names} & {"kernel", "embedding", "bias"}
-    assert "params.layers.1.mlp.up_proj" in {name.rpartition(".")[0] for name in names}
+    trained = "params.embed" if kind == "rows" else "params.layers.1.mlp.up_proj"
+    assert trained in {name.rpartition(".")[0] for name in names}
     assert not [name for name in names if name.startswith("params.layers.0.mlp")], "layer 0 is not targeted there"
     assert f"of the kind {kind}" in line
     export_hf(again, tmp_path / "merged", mesh) if kind in ("lora", "spp") else None
