@@ -174,6 +174,12 @@ def plan_adapters(config: MergeConfig) -> AdapterPlan:
             )
     arch, mesh = load_architecture(bases[0]), make_mesh(config.mesh)
     adapters = [_load(path, arch, mesh) for path in config.models]
+    for path, adapter in zip(config.models, adapters):
+        if arch.tied and "embed.lora_a" in adapter.params:
+            raise UserError(
+                f"{path} adapts the embedding of a model whose head is tied to it, which the format that "
+                f"{config.method!r} writes cannot hold; merge whole weights with 'linear', or leave the embedding out."
+            )
     if config.method == "lora_factor":
         _check_factors(config, adapters, weights)
     return AdapterPlan(config, adapters, weights, bases[0], arch, stored[0], _asked(config.models[-1]))

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from jaxsft.adapters.folder import Card, Saved, Stored, read_card, save_adapter, save_stored
+from jaxsft.adapters.folder import Card, Saved, Stored, load_adapter, read_card, save_adapter, save_stored
 from jaxsft.adapters.peft import save_factors
 from jaxsft.config import LoRAConfig, MergeConfig, MeshConfig, ModelConfig
 from jaxsft.errors import UserError
@@ -17,6 +17,7 @@ from jaxsft.models.checkpoint import fingerprint
 from jaxsft.models.decoder import Decoder
 from jaxsft.sharding import make_mesh
 from jaxsft.training.restore import open_model
+from tests import tiny
 from tests.evaluation.folders import make_folder
 
 
@@ -134,16 +135,15 @@ def test_a_broken_adapter_is_named(folders, tmp_path):
 
 def test_factors_that_are_not_the_models_are_refused(folders, tmp_path):
     """In the words in which opening the adapter whole refuses them."""
-    make_folder(tmp_path / "tied", tie_word_embeddings=True)
     draw = lambda *shape: np.ones(shape, np.float32)
     module, mesh = "layers.1.attn.q_proj", make_mesh(MeshConfig())
     good = {f"{module}.lora_a": draw(32, 2), f"{module}.lora_b": draw(2, 32)}
 
-    def refuse(message, factors, target=module, base=folders / "base"):
+    def refuse(message, factors):
         shutil.rmtree(tmp_path / "adapter", ignore_errors=True)
         (tmp_path / "adapter").mkdir()
-        saved = Saved("lora", LoRAConfig(rank=2, targets=(target,)), factors, {})
-        save_adapter(tmp_path / "adapter", saved, Card(str(base), fingerprint(base)))
+        saved = Saved("lora", LoRAConfig(rank=2, targets=(module,)), factors, {})
+        save_adapter(tmp_path / "adapter", saved, Card(str(folders / "base"), fingerprint(folders / "base")))
         config = ModelConfig(dtype="float32", param_dtype="float32")
         for opened in (lambda path: open_source(path, mesh), lambda path: open_model(path, config, mesh)):
             with pytest.raises(UserError, match=message):
@@ -152,8 +152,46 @@ def test_factors_that_are_not_the_models_are_refused(folders, tmp_path):
     refuse(rf"adapter lacks {module}\.lora_b", {f"{module}.lora_a": draw(32, 2)})
     refuse(rf"{module}\.lora_b is float32\[2, 16\]", good | {f"{module}.lora_b": draw(2, 16)})
     refuse(r"layers\.9\.attn\.q_proj\.lora_a is no array", good | {"layers.9.attn.q_proj.lora_a": draw(32, 2)})
-    embed = {"embed.lora_a": draw(258, 2), "embed.lora_b": draw(2, 32)}
-    refuse("names embed, which is tied to this model's head", embed, "embed", tmp_path / "tied")
+
+
+@pytest.fixture(scope="module")
+def tied(tmp_path_factory):
+    """A base whose head is its embedding, and an adapter of that: the base's folder and the adapter's."""
+    base, adapter = (tmp_path_factory.mktemp("tied") / name for name in ("base", "adapter"))
+    make_folder(base, tie_word_embeddings=True)
+    rng, shapes = np.random.default_rng(5), {"lora_a": (258, 2), "lora_b": (2, 32)}
+    factors = {f"embed.{leaf}": rng.standard_normal(s).astype(np.float32) for leaf, s in shapes.items()}
+    adapter.mkdir()
+    saved = Saved("lora", LoRAConfig(rank=2, alpha=4.0, targets=("embed",)), factors, {})
+    save_adapter(adapter, saved, Card(str(base), fingerprint(base)))
+    return base, adapter
+
+
+def test_an_adapter_of_a_tied_embedding_is_a_source(tied):
+    """The embedding and the head that it is read as are W + s A B, which is what the model opened whole is."""
+    base, adapter = tied
+    source = open_source(str(adapter), make_mesh(MeshConfig()))
+    config = ModelConfig(dtype="float32", param_dtype="float32")
+    model = open_model(str(adapter), config, make_mesh(MeshConfig()))
+    a, b = (load_adapter(adapter, source.arch).params[f"embed.{leaf}"] for leaf in ("lora_a", "lora_b"))
+    (table,) = [t for t in weights.tensors(Decoder(source.arch)) if t.logical == "embed.embedding"]
+    head = table._replace(name="lm_head.weight", logical="head.kernel", transposed=True)  # as an untied base asks
+    expected = open_source(str(base), make_mesh(MeshConfig())).read(table) + 2.0 * a @ b
+    merged = model.merged()
+    for found in (source.read(table), source.read(head), merged["embed"]["embedding"]):
+        np.testing.assert_allclose(np.asarray(found), expected, rtol=1e-5, atol=1e-5)
+    np.testing.assert_array_equal(source.read(head, (slice(7, 9),)), np.asarray(source.read(table))[7:9])
+    tokens = np.array([[3, 40, 200, 7]])
+    unmerged = tiny.logits(model.decoder, tokens, model.params, model.adapters)
+    np.testing.assert_allclose(tiny.logits(model.decoder, tokens, merged), unmerged, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("method", ["lora_concat", "lora_svd", "lora_factor"])
+def test_adapters_of_a_tied_embedding_are_refused_ahead(tied, tmp_path, method):
+    """What they would become has no place in the format that these methods write."""
+    config = MergeConfig(method, (str(tied[1]), str(tied[1])))
+    with pytest.raises(UserError, match=r"/adapter adapts the embedding .* tied.*'linear'"):
+        plan(config)
 
 
 def test_what_cannot_be(folders, tmp_path):
