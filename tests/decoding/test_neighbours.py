@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxsft.adapters.lora import LoRA
+from jaxsft.config import LoRAConfig
 from jaxsft.decoding.engine import Sampler, Step
 from jaxsft.decoding.neighbours import Neighbours, collect, nearest, typical_distance
 from jaxsft.decoding.sampling import Sampling
@@ -85,6 +87,25 @@ def test_typical_distance():
     assert typical_distance(KEYS, KEYS, 1) == pytest.approx(0, abs=1e-5)
     assert typical_distance(np.zeros((3, 2)), np.array([[3.0, 4.0]]), 2) == pytest.approx(25)
     assert typical_distance(np.zeros((3, 4)), np.array([[3.0, 4.0, 4.0, 3.0]]), 2, heads=2) == pytest.approx(50)
+    assert typical_distance(np.zeros((3, 2)), np.array([[1.0, 0], [3, 4], [10, 0]]), 1) == pytest.approx(25), "median"
+
+
+def test_states_are_those_of_the_last_tokens_under_the_adapter():
+    """Of prompts of several lengths in batches of two, with an adapter and with the model that it makes."""
+    arch = llama()
+    decoder, method = Decoder(arch), LoRA(LoRAConfig(rank=2), arch)
+    parts = method.split(decoder.init(jax.random.key(2)), jax.random.key(5))
+    parts = parts._replace(params=jax.tree.map(lambda x: x + 0.3 * RNG.normal(size=x.shape), parts.params))
+    base, adapters = method.compose(parts, method.probes(parts))
+    merged = method.merge(parts)
+    prompts = [[5, 9, 2], [7], list(range(1, 40))]
+    keys, values = collect(decoder, base, prompts, [1, 2, 3], adapters, batch_size=2)
+    assert values.tolist() == [1, 2, 3]
+    for prompt, key in zip(prompts, keys):
+        ids, places = np.array([prompt]), np.arange(len(prompt))[None]
+        hidden = lambda params, ids=ids, places=places: decoder.forward(params, ids, places, np.ones_like(ids)).hidden
+        np.testing.assert_allclose(key, hidden(merged)[0, -1], atol=1e-4)
+        assert np.abs(key - hidden(base)[0, -1]).max() > 0.01
 
 
 def test_a_model_is_taught_by_its_store():

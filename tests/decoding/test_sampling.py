@@ -46,6 +46,7 @@ def test_keep_likeliest_closed_form():
     assert kept(0, 1.0, 0.31) == [True, False, True, False]  # at least 0.155
     assert kept(0, 1.0, 1.0) == [True, False, False, False]
     assert kept(2, 0.6) == [True, False, False, False]  # 0.5 / 0.8 = 0.625 reaches 0.6
+    assert kept(0, 0.62, 0.31) == [True, False, True, False]  # of all, 0.5 does not reach 0.62
 
 
 def test_narrowed_logits_are_those_of_transformers():
@@ -71,8 +72,10 @@ def test_narrowed_logits_are_those_of_transformers():
         ({"temperature": 0.5}, 6),
         ({"temperature": 2.0, "top_k": 3}, 3),
         ({"temperature": 1.0, "top_p": 0.8}, 3),
+        ({"temperature": 2.0, "top_p": 0.8}, 4),
         ({"temperature": 1.0, "min_p": 0.1}, 4),
         ({"temperature": 1.0, "repetition_penalty": 2.0}, 6),
+        ({"temperature": 1.0, "repetition_penalty": 5.0, "top_k": 3}, 3),  # without the likeliest of before
     ],
 )
 def test_frequencies_are_the_softmax(settings, kept):
@@ -81,8 +84,8 @@ def test_frequencies_are_the_softmax(settings, kept):
     seen = np.array([False, False, True, False, False, True])
     rows = jnp.broadcast_to(jnp.asarray(logits, jnp.float32), (draws, 6))
     tokens = choose(rows, Sampling(**settings), jax.random.split(KEY, draws), jnp.broadcast_to(seen, rows.shape))
-    if "repetition_penalty" in settings:
-        logits = np.where(seen, [0, 0, 1.0, 0, 0, -6.0], logits)
+    penalty = settings.get("repetition_penalty", 1.0)
+    logits = np.where(seen, np.where(logits > 0, logits / penalty, logits * penalty), logits)
     expected = np.exp(logits / settings["temperature"])
     expected[np.argsort(expected)[: 6 - kept]] = 0
     expected *= draws / expected.sum()

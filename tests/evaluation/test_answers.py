@@ -15,7 +15,9 @@ from jaxsft.evaluation.answers.math_answers import boxed
 from jaxsft.evaluation.choices.calibration import calibration_error
 
 RECORDED = json.loads((Path(__file__).parent / "recorded" / "answers.json").read_text())
-needs_sacrebleu = pytest.mark.skipif(not importlib.util.find_spec("sacrebleu"), reason="sacrebleu is not installed")
+needs_sacrebleu = pytest.mark.skipif(
+    not importlib.util.find_spec("sacrebleu"), reason="sacrebleu is not installed; pip install 'jaxsft[eval]'"
+)
 
 
 def marks(match, text, references, **config):
@@ -105,8 +107,8 @@ def test_patterns():
 
 def test_labels_by_hand():
     """a: 1 of 2 found, 1 of 2 said right; b: 1 of 2 found, 1 of 1 right; c: never said."""
-    said, right = ["a", "b", "a", "other", "b", "d"], ["a", "b", "b", "a", "c", "c"]
-    by_hand = (2 * 1 / (2 + 2) + 2 * 1 / (2 + 2) + 0) / 3
+    said, right = ["a", "b", "a", "other", "d", "d"], ["a", "b", "b", "a", "c", "c"]
+    by_hand = (2 * 1 / (2 + 2) + 2 * 1 / (1 + 2) + 0) / 3
     assert macro_f1(said, right) == pytest.approx(by_hand)
     figures = OVER_ALL["label"](["A.", "the b"], [["a"], ["b"]])
     assert figures == {"macro_f1": 1, "chance": 0.5}
@@ -124,9 +126,9 @@ def test_translations_as_the_harness_scores_them():
     check(AnswerConfig("translation"))
 
 
+@needs_sacrebleu
 def test_references_of_unequal_number_are_all_used():
     """The last answer has one reference, the first two."""
-    pytest.importorskip("sacrebleu")
     texts, references = ["a b c d e", "x y z w v"], [["no such words here", "a b c d e"], ["x y z w v"]]
     assert translation.over_all(texts, references)["bleu"] == pytest.approx(100)
 

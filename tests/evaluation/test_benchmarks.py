@@ -54,7 +54,7 @@ def write(path, rows):
 @pytest.mark.parametrize("template", ["none", "chatml"])
 def test_benchmark(model, tmp_path, name, template):
     if name == "translation":
-        pytest.importorskip("sacrebleu")
+        pytest.importorskip("sacrebleu", reason="sacrebleu is not installed; pip install 'jaxsft[eval]'")
     config = config_of(name, write(tmp_path / "rows.jsonl", ROWS[name]))
     validate(config)
     tasks = config.tasks if isinstance(config, SuiteConfig) else [config]

@@ -95,6 +95,9 @@ def test_the_classifier_learns_reports_and_keeps(tmp_path):
     assert fitted.quality["accuracy"] > 0.95 and fitted.quality["texts"] == 80
     said = fitted(["Number 99 is large. It has friends.", "its friends please", "friends please\nNumber 9 is large."])
     assert said == [True, False, False]
+    chances = 1 / (1 + np.exp(-fitted.scores([example.text for example in made])))
+    at_the_minimum = np.mean([example.answer for example in made])  # where the slope by the bias is zero
+    assert np.mean(chances) == pytest.approx(at_the_minimum, abs=1e-3)
     fitted.save(tmp_path / "it.npz")
     again = load_classifier(tmp_path / "it.npz")
     assert again.quality == fitted.quality
@@ -132,6 +135,8 @@ def test_when_a_run_may_stop():
     assert first_stop(steps([0.91, 0.905, 0.902])) == 100, "a fall is no rise"
     assert first_stop(steps([0.5, 0.5, 0.5, 0.5])) is None, "too low"
     assert first_stop(steps([0.90, 0.905, 0.91, 0.92, 0.95])) is None, "rises by 0.01 and more"
+    assert first_stop(steps([0.9, 0.9, 0.9])) == 100, "0.9 is enough"
+    assert first_stop(steps([0.5, 0.6, 0.75]), level=0.7, rise=0.25) is None, "the rise itself is too much"
     assert first_stop(steps([0.95, 0.95])) is None, "too few"
     assert first_stop(steps([0.95, 0.95]), last=2) == 50
 

@@ -172,9 +172,27 @@ def test_only_what_the_base_recalls_is_asked(base, items, tmp_path):
         registry.prepare(config, subject)
 
 
-def test_scores_do_not_depend_on_what_stands_beside(base, items, tmp_path):
+def test_scores_by_one_pass_an_answer(base, items, tmp_path):
+    """Nats a token of answers of one and of two words, behind context and question, on a model of the world."""
     subject, params = base
-    whole = registry.prepare(task(tmp_path, items), subject).measure(params, None)
+    decoder, tokenizer = subject.decoder, subject.tokenizer
+    items[1]["answer"] += " the"
+    items[2]["memory_answer"] += " ."
+    found = registry.prepare(task(tmp_path, items), subject).measure(params, None)
+
+    def mean(item, answer):
+        before = [tokenizer.bos_id] * (tokenizer.bos_id is not None)
+        before += tokenizer.encode(f"{item['context']}\n\n{item['question']}").ids
+        own = tokenizer.encode(answer).ids
+        assert len(own) == len(answer.split())
+        ids = np.array([before + own])
+        hidden = decoder.forward(params, ids, np.arange(ids.shape[1])[None], np.ones_like(ids)).hidden
+        log_p = jax.nn.log_softmax(decoder.head(decoder.head_params(params), hidden))[0]
+        return np.mean([log_p[len(before) + i - 1, token] for i, token in enumerate(own)])
+
+    by_hand = [mean(item, item["answer"]) - mean(item, item["memory_answer"]) for item in items]
+    np.testing.assert_allclose([record["score"] for record in found.records], by_hand, atol=1e-4)
+    assert found.figures["score"] == pytest.approx(np.mean(by_hand), abs=1e-4)
+    assert found.figures["prefers_context"] == np.mean(np.array(by_hand) > 0)
     one = registry.prepare(task(tmp_path, items[3:4]), subject).measure(params, None)
-    assert one.records[0]["score"] == pytest.approx(whole.records[3]["score"], abs=1e-5)
-    assert jax.tree.leaves(params)
+    assert one.records[0]["score"] == pytest.approx(by_hand[3], abs=1e-4), "whatever stands beside"

@@ -65,17 +65,17 @@ def test_refuses(record, message):
 def test_choose_by_hand():
     """Of two questions; "é" is one character of two bytes."""
     texts, bounds = ["aa", "b", "é", "dd", "e"], np.array([2])
-    log_likelihoods, tokens = np.array([-4.0, -3.0, -2.0, -5.0, -7.0]), np.array([2, 1, 1, 3, 1])
+    log_likelihoods, tokens = np.array([-4.0, -3.0, -3.0, -5.0, -7.0]), np.array([2, 1, 1, 3, 1])
     premise = np.array([-4.0, -9.0, -3.0, -3.0, -9.0])
 
     def chosen(kind):
         return choose(normalized(log_likelihoods, tokens, texts, kind, premise), bounds).tolist()
 
     assert chosen("none") == [1, 0]
-    assert chosen("tokens") == [0, 1]  # -2 -3 | -2 -1.67 -7
-    assert chosen("characters") == [0, 0]  # -2 -3 | -2 -2.5 -7
-    assert chosen("bytes") == [0, 0]  # -2 -3 | -1 -2.5 -7
-    assert chosen("unconditional") == [1, 2]  # 0 6 | 1 -2 2
+    assert chosen("tokens") == [0, 1]  # -2 -3 | -3 -1.67 -7
+    assert chosen("characters") == [0, 1]  # -2 -3 | -3 -2.5 -7
+    assert chosen("bytes") == [0, 0]  # -2 -3 | -1.5 -2.5 -7
+    assert chosen("unconditional") == [1, 2]  # 0 6 | 0 -2 2
 
 
 @pytest.fixture(scope="module")
@@ -102,6 +102,18 @@ def test_only_the_choice_counts(stories, template):
     assert own.strip() == "The dog ran </s> home."
     assert stories.tokenizer.eos_id not in ids[weights > 0]
     assert (ids == stories.tokenizer.bos_id).sum() == 1
+
+
+@pytest.mark.parametrize("template", ["none", "plain", "chatml"])
+def test_letters_of_bytes_that_are_scored(source, template):
+    """On a token a byte: the choice from its first letter to its last, without the blank before it and the end."""
+    tokenizer = load_tokenizer(str(source))
+    for ids, weights in encoder(template, tokenizer)("Who ran?", ["The dog.", "A"]):
+        first, last = np.flatnonzero(weights)[[0, -1]]
+        text = tokenizer.decode(ids[first : last + 1])
+        assert text.lstrip() in ("The dog.", "A") and (template == "none" or text == text.strip())
+        assert weights[first : last + 1].all() and weights.sum() == last + 1 - first
+        assert tokenizer.decode(ids[:first]).endswith("ran?" if template == "none" else "\n")
 
 
 def test_accuracy_and_scores(stories, tmp_path):
@@ -190,6 +202,27 @@ def test_mass_and_calibration_by_hand():
     assert (found["accuracy"], found["normalized"]) == (0.5, {"none": 0.5, "bytes": 0.5})
     assert found["chance"] == pytest.approx((2 / 3 + 1 / 2) / 2)
     assert found["ece"] == pytest.approx((abs(1 - 0.6) + abs(0 - 0.7)) / 2)  # of the likeliest, whatever was chosen
+
+
+def test_each_choice_has_its_own_premise(source, tmp_path):
+    """Of questions that share choices in other orders, on random weights."""
+    rng, words = np.random.default_rng(0), ["red", "dog", "a ball", "home", "Tim", "on"]
+    rows = [
+        {"question": f"What is {i}?", "choices": rng.permutation(words)[:4].tolist(), "answer": 0} for i in range(9)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    mesh = make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+    decoder = Decoder(load_architecture(source))
+    subject, params = Subject(decoder, load_tokenizer(str(source)), source, mesh), load_params(source, decoder, mesh)
+    data = DataConfig(path=str(tmp_path / "rows.jsonl"), template="none")
+    config = TaskConfig(data=data, normalize="unconditional", premise="It is")
+    log_p = lambda asked, choices: score(
+        encode_choices([asked], [choices], data, subject), config, subject, params, None
+    )
+    alone = dict(zip(words, log_p("It is", words)))
+    gains = [log_p(r["question"], r["choices"]) - [alone[word] for word in r["choices"]] for r in rows]
+    won = [record["answer"] for record in prepare(config, subject).measure(params, None).records]
+    assert won == [row["choices"][gain.argmax()] for row, gain in zip(rows, gains)]
 
 
 def test_against_a_premise(stories, tmp_path):

@@ -10,6 +10,7 @@ from jaxsft.config import DataConfig, TaskConfig
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
 from jaxsft.evaluation import registry
+from jaxsft.evaluation.answers.writing import Written
 from jaxsft.evaluation.papers.separation import beside, parse_item, prompt, separation, witnessed
 from jaxsft.evaluation.task import Subject
 from jaxsft.models.checkpoint import load_architecture, load_params
@@ -79,6 +80,32 @@ def test_where_the_instruction_stands():
     assert (system.role, system.content, user.role, user.content) == ("system", "s", "user", "d")
     assert prompt("s", "d", config("user")) == prompt("s", "d", config("system", "none")) == "s\nd"
     assert prompt("s", "d", config("labels")) == "System prompt: s\nUser prompt: d"
+
+
+def test_what_a_model_does_where_the_probe_stands(source, mesh, monkeypatch, tmp_path):
+    """One that executes what its instruction says, and of the data only what follows "cat"."""
+
+    class Obeys:
+        def __init__(self, prompts, config, subject):
+            self.cut, self.mode, self.prompts = 0, "by hand", prompts
+
+        def write(self, params, adapters):
+            (told, given) = zip(*(text.split("\n") for text in self.prompts))
+            executed = ["Say" in one or ("Say" in other and "cat" in other) for one, other in zip(told, given)]
+            return [Written("THE" if done else "no", True) for done in executed]
+
+    monkeypatch.setattr("jaxsft.evaluation.papers.separation.Writer", Obeys)
+    items = [RAW | {"data": f"there was a {name}.", "domain": name} for name in ("cat", "dog", "girl", "boy")]
+    items[3]["probe"] = "Write the."  # which it does not understand
+    (tmp_path / "items.jsonl").write_text("".join(json.dumps(item) + "\n" for item in items))
+    config = TaskConfig("sep", "separation", DataConfig(path=str(tmp_path / "items.jsonl"), template="none"))
+    subject = Subject(Decoder(load_architecture(source)), load_tokenizer(str(source)), source, mesh)
+    result = registry.prepare(config, subject).measure(None, None)
+    assert [r["counted"] for r in result.records] == [True, True, True, False]
+    assert [r["correct"] for r in result.records] == [False, True, True, False]
+    assert result.figures["separation"] == pytest.approx(2 / 3)
+    assert (result.figures["utility"], result.figures["probe_in_data"]) == (0.75, 0.25)
+    assert result.figures["by_source"]["cat"]["separation"] == 0
 
 
 @pytest.fixture(scope="module")

@@ -110,6 +110,9 @@ def test_errors_of_ratios_are_those_of_means_where_weights_are_equal():
     low, high = normal_interval(mean, stats.sem(values), 0.9)
     assert (low, high) == pytest.approx(stats.norm.interval(0.9, mean, stats.sem(values)))
     assert math.isnan(ratio_error(np.zeros(1), np.ones(1)))
+    sums = {"log_ratio_sum": np.array([2.0, 9, 28, 3]), "weight_sum": np.array([1.0, 3, 7, 0])}  # 2, 3 and 4 a token
+    ends = stats.norm.interval(0.9, 3, stats.sem([2, 3, 4]))
+    assert of_examples("deviation", {}, sums, 3.0, 0.9) == pytest.approx(ends), "every example counts as much"
 
 
 def test_intervals_of_likelihoods_cover_what_they_promise():

@@ -85,7 +85,7 @@ def made_of(recipe, work):
 
 
 def test_the_settings_of_the_paper():
-    """The table of the authors' repository, as delia.md has it."""
+    """Those of the authors' repository."""
     made = runpy.run_path(str(RECIPE))["get_config"]()
     lora, optimizer = made.train.adapter.lora, made.train.optimizer
     assert (lora.rank, lora.alpha, lora.dropout) == (16, 16.0, 0.05)

@@ -95,7 +95,7 @@ def _given():
 
 
 def test_the_settings_of_the_paper():
-    """Table of related.md: two rates, and beta 5 in the last iteration."""
+    """Two rates, and beta 5 in the last iteration."""
     recipe = runpy.run_path(str(RECIPES / "spin.py"))["get_config"]("4,5e-7")
     runs = [stage.changes for stage in recipe.stages if stage.kind == "train"]
     assert [run["objective.beta"] for run in runs] == [0.1, 0.1, 0.1, 5.0]

@@ -53,6 +53,9 @@ def test_what_is_no_new_wording_is_dropped():
     )
     assert [outcome.fate for outcome in plain.outcomes] == ["dropped", "kept"]
     assert plain.outcomes[1].record["messages"][0]["content"] == "none"
+    model = Says(lambda prompt: f"wording {prompt.id}")
+    several = Paraphrase(ParaphraseConfig(samples=2))(make_rows(*ROWS), model)
+    assert [one.record["messages"][-2]["content"] for one in several.outcomes] == [f"wording {i}" for i in range(4)]
 
 
 def test_a_question_without_the_text_does_not_fit():

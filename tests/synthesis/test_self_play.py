@@ -51,8 +51,10 @@ def test_blanks_do_not_tell_the_answers_apart():
 
 
 def test_several_pairs_of_a_row():
-    made = SelfPlay(SelfPlayConfig(samples=2))(make_rows(*ROWS[:1]), Says(lambda asked: f"own {asked.id}"))
-    assert [outcome.record["rejected"][0]["content"] for outcome in made.outcomes] == ["own 0", "own 1"]
+    made = SelfPlay(SelfPlayConfig(samples=2))(make_rows(*ROWS[:2]), Says(lambda asked: f"own {asked.id}"))
+    rejected = [outcome.record["rejected"][0]["content"] for outcome in made.outcomes]
+    assert rejected == ["own 0", "own 1", "own 2", "own 3"], "no two are drawn alike"
+    assert [outcome.record["chosen"][0]["content"] for outcome in made.outcomes] == ["1", "1", "2", "2"]
 
 
 # --- training on them: two answers' log-probabilities under a categorical model

@@ -58,6 +58,21 @@ def test_two_alike_references_are_one(model_folder, pairs, tmp_path):
         np.testing.assert_allclose([a[name] for a in again], [f[name] for f in found], rtol=1e-4, atol=1e-5)
 
 
+def test_scores_made_before_and_at_every_step_train_alike(model_folder, pairs, tmp_path):
+    """A table of what the start says of all pairs, against the start asked under the adapter whenever a pair comes."""
+    common = {"adapter__kind": "lora", "data__max_length": 256, "steps": 4, "optimizer__learning_rate": 1e-2}
+    found = []
+    for online in (False, True):
+        config = config_of(model_folder, pairs, tmp_path / "cache", reference__online=online, **common)
+        config.optimizer.warmup_ratio = 0.0
+        train(config, str(tmp_path / str(online)))
+        assert (tmp_path / str(online) / "scores" / "reference_0.parquet").exists() != online
+        found.append([line for line in lines(tmp_path / str(online)) if line["split"] == "train"])
+    assert abs(found[0][-1]["rewards/margins"]) > 1e-2, "the model has left its start"
+    for name in ("loss", "rewards/chosen", "rewards/rejected", "deviation", "grad_norm"):
+        np.testing.assert_allclose(*([line[name] for line in own] for own in found), rtol=2e-4, atol=1e-5)
+
+
 def test_a_loss_on_pairs_needs_pairs(model_folder, pairs, tmp_path):
     config = config_of(model_folder, pairs, tmp_path / "cache", data__grouping="example")
     with pytest.raises(UserError, match=r"'dpo' needs config\.data\.grouping = 'preference', but it is 'example'"):
