@@ -107,6 +107,20 @@ def test_files_outside_stay_as_they_are(run, tmp_path):
     assert target.read_text() == "before"
 
 
+def test_what_is_mounted_below_the_system_is_read_only_too(run):
+    """A file system of its own below /usr, writable by all, in a namespace of this test's."""
+    if os.geteuid():
+        pytest.skip("only root may mount")
+    mounted = 'mount -t tmpfs -o mode=777 tmpfs /usr/share && touch /usr/share/there && exec "$@"'
+    code = f"from jaxsft.evaluation.programs.sandbox import Sandbox; print(Sandbox().run({WRITES!r}, 'pass'))"
+    command = ["unshare", "--mount", "sh", "-c", mounted, "sh", sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert "Read-only file system: '/usr/share/written'" in done.stdout, done.stdout + done.stderr
+
+
+WRITES = "import os\nassert os.path.exists('/usr/share/there')\nopen('/usr/share/written', 'w')"
+
+
 def test_what_was_asked_cannot_be_read_again(run):
     """Neither the tests nor the word that tells success."""
     program = "import os\nassert os.path.exists('/tmp')\nassert os.read(0, 1) == b''\ntry: os.lseek(0, 0, 0)\n"
@@ -192,6 +206,7 @@ HUMAN = {
     "entry_point": "root",
     "test": "def check(candidate):\n    assert candidate(4) == 2\n",
 }
+HELPED = HUMAN | {"prompt": "def root_of(x):\n    return x**0.5\n\n\ndef root(x):\n"}
 MBPP = {
     "task_id": 1,
     "text": "Write a function that doubles.",
@@ -213,6 +228,8 @@ def problems(tmp_path, *records):
         (HUMAN, "Here it is:\n```python\nimport math\ndef root(x):\n    return math.sqrt(x)\n```\nand so on", False),
         (HUMAN, "```python\ndef root(x):\n    return math.sqrt(x)\n```", False),  # the import is the prompt's
         (HUMAN, "```\n    return math.sqrt(x)\n```", False),  # the body alone
+        (HUMAN, "```\n    def root_of(y): return math.sqrt(y)\n    return root_of(x)\n```", False),  # it too
+        (HELPED, "```python\ndef root(x):\n    return root_of(x)\n```", False),  # the helper is the prompt's
         (MBPP, "def double(x):\n    return 2 * x\n\nassert False", True),
         (MBPP, "```Python\ndef double(x): return 2 * x", False),  # not closed
         (MBPP, "def double(x): return 2 * x", False),

@@ -31,6 +31,11 @@ MESSAGE = 300  # characters of an error that are kept
 SETUP = """
 set -e
 root=$1 system=$2 python=$3; shift 3
+while read -r _ _ _ _ at _; do  # of a recursive bind only the top is made read-only by its remount
+  for from in $system $python; do
+    case "$at" in "$from"/*) mount -o remount,bind,ro "$at";; esac
+  done
+done < /proc/self/mountinfo
 mount -t tmpfs -o size=$DISK,mode=755 tmpfs "$root"
 for from in $system $python; do
   if [ -L "$from" ]; then cp -P "$from" "$root$from"

@@ -73,10 +73,10 @@ class Problem:
         code = block.group(1) if block else answer
         if not self.head:
             return self.before + code
-        definition = f"def {self.entry_point}"
-        if definition not in code:  # the body alone
+        definition = rf"\bdef {re.escape(self.entry_point)}\b"
+        if not re.search(definition, code):  # the body alone
             return self.before + self.head + code
-        return self.before + self.head.partition(definition)[0] + code
+        return self.before + re.split(definition, self.head, maxsplit=1)[0] + code
 
 
 def prepare(config: TaskConfig, subject: Subject) -> Task:
