@@ -64,7 +64,8 @@ def test_aliases_by_hand():
     assert marks("alias", "pulsars", names).scores == {"exact_match": 0, "contains": 0, "f1": 0}  # whole words
     assert marks("alias", "money", ["one"]).scores["contains"] == 0
     assert marks("alias", "", ["!"]).scores["exact_match"] == 0  # nothing is no answer to "!"
-    assert marks("alias", "The", ["The"]).scores["exact_match"] == 1
+    assert marks("alias", "The", ["The"]).scores == {"exact_match": 1, "contains": 1, "f1": 1}
+    assert marks("alias", "", ["the"]).scores == {"exact_match": 0, "contains": 0, "f1": 0}
     assert f1("", "") == 1 and f1("", "x") == 0
 
 

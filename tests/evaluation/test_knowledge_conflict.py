@@ -53,6 +53,24 @@ def test_the_first_answer_counts(text, found):
     assert first_hit(text, (["USA"], ["Berlin", "capital of Germany"])) == found
 
 
+@pytest.mark.parametrize(
+    "form, text, found",
+    [
+        ("U.S.", "Tell us more", None),
+        ("U.S.", "Tell us: the US", 0),
+        ("US", "the U.S. of course", 0),
+        ("u.s.", "Us, the U.S", 0),
+        ("U.S.", "in the us", 0),  # where all is small nothing is told apart
+        ("IT", "It is Berlin", None),
+        ("it", "It is", 0),
+        ("IT", "He works in I.T.", 0),
+        ("US Navy", "the us navy, Sir", 0),
+    ],
+)
+def test_two_capitals_are_no_small_word(form, text, found):
+    assert first_hit(text, ([form],)) == found
+
+
 def test_other_forms_and_longer_ones():
     assert first_hit("in the capital of Germany", (["USA"], ["Berlin", "the capital of Germany"])) == 1
     assert first_hit("New York City", (["New York"], ["New York City"])) == 1, "both begin there; the longer is meant"

@@ -76,8 +76,8 @@ def _alias(text: str, references: list[str], config: AnswerConfig) -> Marks:
     # a reference of articles and punctuation alone is compared as it is
     exact = said in [name for name in names if name] or text.strip() in references
     contains = exact or any(f" {name} " in f" {said} " for name in names if name)
-    best = max(f1(text, reference) for reference in references)
-    return Marks({"exact_match": float(exact), "contains": float(contains), "f1": best})
+    shares = [f1(text, ref) if name else float(text.strip() == ref) for ref, name in zip(references, names)]
+    return Marks({"exact_match": float(exact), "contains": float(contains), "f1": max(shares)})
 
 
 def _number(text: str, references: list[str], config: AnswerConfig) -> Marks:
