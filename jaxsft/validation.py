@@ -169,6 +169,8 @@ def validate(config: Any, where: str = "config") -> None:
         _check_type(value, hint, path)
         if value is None:
             continue
+        if value != value:
+            raise UserError(f"{path} is nan, which is no number; give one.")
         own = f"{type(config).__name__}.{name}"
         if (choices := choices_of(type(config), name, hint)) and value not in choices:
             raise UserError(

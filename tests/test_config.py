@@ -205,6 +205,7 @@ def broken(path: str, value: object) -> TrainConfig:
         ("adapter.lora.rank", -1, r"config\.adapter\.lora\.rank is -1; it must be positive"),
         ("optimizer.weight_decay", -0.1, r"config\.optimizer\.weight_decay is -0\.1; it must not be negative"),
         ("optimizer.learning_rate", float("nan"), r"config\.optimizer\.learning_rate is nan"),
+        ("objective.beta", float("nan"), r"config\.objective\.beta is nan, which is no number"),
         ("optimizer.name", "adamm", r"config\.optimizer\.name is 'adamm'; choose one of .*did you mean 'adamw'\?$"),
         ("optimizer.schedule", "", r"config\.optimizer\.schedule is ''; choose one of cosine, linear"),
         ("model.dtype", "bf16", r"config\.model\.dtype is 'bf16'; .*'bfloat16'"),

@@ -12,6 +12,7 @@ The baseline of equal steps: --config.stages[2].config.repeat=True (stages[3] wi
 it); of equal epochs: a ratio of 0.
 """
 
+import math
 from pathlib import Path
 
 from jaxsft.config import (
@@ -94,6 +95,9 @@ def _parse(asked: str) -> tuple[str, str, float, str]:
     given = asked.split(",")
     try:
         questions, heldout, ratio, bank = [*given, ""] if len(given) == 3 else given
-        return questions, heldout, float(ratio), bank
+        if 0 <= (number := float(ratio)) < math.inf:
+            return questions, heldout, number, bank
+        said = f"the ratio of {asked!r} is {ratio}, and must be a number from 0"
     except ValueError:
-        raise UserError(f"{asked!r} is not understood; write QUESTIONS,HELDOUT,RATIO or with a BANK behind.") from None
+        said = f"{asked!r} is not understood"
+    raise UserError(f"{said}; write QUESTIONS,HELDOUT,RATIO or with a BANK behind.")

@@ -4,6 +4,7 @@ import csv
 import glob
 import io
 import json
+import re
 from collections.abc import Iterator
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from jaxsft.world import records as world
 SUFFIXES = (".json", ".jsonl", ".ndjson", ".csv", ".parquet")
 EXAMPLES = "examples"  # holds the records of a JSON file that is one object, as those of BIG-Bench Hard are
 TFDS = "tfds:"
+SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
 
 Record = tuple[Any, str]  # a JSON value, and its place for messages
 
@@ -264,11 +266,13 @@ def _is_object(file: epath.Path) -> bool:
 def _read_array(file: epath.Path) -> list[Any]:
     """The records of a file that is one value; those of an object are of a source that the file is named after."""
     try:
-        value = json.loads(file.read_bytes().decode("utf-8-sig"))
-        if isinstance(value, list):
-            return value
+        content = file.read_bytes()
+        value = json.loads(content.decode("utf-8-sig"))
         named = lambda record: {"source": file.stem} | record if isinstance(record, dict) else record
-        return [named(record) for record in value[EXAMPLES]]
+        records = value if isinstance(value, list) else [named(record) for record in value[EXAMPLES]]
+        for i, record in enumerate(records if SURROGATE.search(content) else ()):
+            _check_text(record, f"{file}, record {i + 1}")
+        return records
     except json.JSONDecodeError as error:
         raise UserError(f"{file}, line {error.lineno}: malformed JSON ({error.msg}); mend the file.") from error
     except UnicodeDecodeError as error:
@@ -282,13 +286,25 @@ def _read_lines(file: epath.Path) -> Iterator[Record]:
                 continue
             where = f"{file}, line {number}"
             try:
-                yield json.loads(line.decode("utf-8-sig")), where
+                record = json.loads(line.decode("utf-8-sig"))
             except json.JSONDecodeError as error:
                 raise UserError(
                     f"{where}: malformed JSON ({error.msg} at column {error.colno}); mend the line."
                 ) from error
             except UnicodeDecodeError as error:
                 raise UserError(f"{where}: not UTF-8 text ({error.reason}); convert the file.") from error
+            if SURROGATE.search(line):
+                _check_text(record, where)
+            yield record, where
+
+
+def _check_text(record: Any, where: str) -> None:
+    """JSON can spell half of a surrogate pair, which no tokenizer reads and no file of UTF-8 holds."""
+    try:
+        json.dumps(record, ensure_ascii=False).encode()
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise UserError(f"{where}: {half!r} is half of a surrogate pair and no character; mend the text.") from error
 
 
 def _read_csv(file: epath.Path) -> Iterator[Record]:

@@ -81,6 +81,8 @@ def test_row_ranges_that_are_none(rows):
         ("x.json", b'[{"text": "a"},\n {"text": }]', ["x.json, line 2", "malformed JSON"]),
         ("x.jsonl", b'{"text": "\xff"}\n', ["x.jsonl, line 1", "UTF-8"]),
         ("x.json", b'["\xff"]', ["x.json", "UTF-8"]),
+        ("x.jsonl", b'{"text": "\\ud83d\\ude00"}\n{"text": ["\\uD800"]}\n', ["x.jsonl, line 2", "half of a surrogate"]),
+        ("x.json", b'[{"text": "a"}, {"a\\udc00": "b"}]', ["x.json, record 2", "half of a surrogate"]),
         ("x.jsonl", b"", ["no records", "empty"]),
         ("x.json", b"[]", ["no records"]),
         ("x.parquet", b"PAR1 broken", ["x.parquet", "Parquet"]),

@@ -102,7 +102,7 @@ def test_the_settings_of_the_paper():
     )
 
 
-@pytest.mark.parametrize("asked", ["a", "a,b", "a,b,many", "a,b,1,c,d"])
+@pytest.mark.parametrize("asked", ["a", "a,b", "a,b,many", "a,b,1,c,d", "a,b,nan", "a,b,inf", "a,b,-1"])
 def test_a_recipe_that_is_asked_for_otherwise_is_refused(asked):
     with pytest.raises(UserError, match="write QUESTIONS,HELDOUT,RATIO"):
         runpy.run_path(str(RECIPE))["get_config"](asked)
