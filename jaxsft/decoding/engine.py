@@ -100,7 +100,7 @@ class Sampler:
             raise UserError(f"batch_size is {batch_size}; it must be positive.")
         self.decoder, self.sampling, self.mesh, self.batch_size, self.text = decoder, sampling, mesh, batch_size, text
         is_function = jax.tree_util.all_leaves([processor])
-        self._processor = jax.tree_util.Partial(processor) if is_function else processor
+        self.processor = jax.tree_util.Partial(processor) if is_function else processor
 
     def generate(
         self, params: Any, prompts: Sequence[Sequence[int]], ids: Sequence[int] | None = None, *, adapters: Any = None
@@ -153,7 +153,7 @@ class _Run:
         # On the host, so that several processes pass the same numbers to a program that spans them.
         key = np.asarray(jax.random.key_data(jax.random.key(sampling.seed)))
         self.call = {"decoder": decoder, "sampling": static}
-        self.arrays = params, adapters, sampler._processor, key
+        self.arrays = params, adapters, sampler.processor, key
         vocab = decoder.arch.vocab_size if sampling.repetition_penalty != 1 else 0
         self.slots = _empty(decoder, self.rows, self.length, room, vocab)
 

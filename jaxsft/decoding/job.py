@@ -163,6 +163,7 @@ class Job:
             },
             "weights": weights_digest((self.params, self.adapters)),
             "dtype": str(self.sampler.decoder.dtype),
+            "processor": _described(self.sampler.processor),
             "prompts": {
                 "rows": len(asked),
                 "digest": hashlib.sha256(json.dumps(list(map(list, asked))).encode()).hexdigest()[:16],
@@ -179,6 +180,20 @@ class Job:
                     f"{where} is of another job: its {name} is {json.dumps(old.get(name))}, here it is "
                     f"{json.dumps(new.get(name))}; name another output, or remove what is there."
                 )
+
+
+def _described(processor: Any) -> dict[str, Any] | None:
+    """A logits processor's name, arrays and plain settings; what a closure holds is not seen."""
+    if processor is None:
+        return None
+    made = processor.func if isinstance(processor, jax.tree_util.Partial) else type(processor)
+    fields = dataclasses.fields(processor) if dataclasses.is_dataclass(processor) else ()
+    values = {field.name: getattr(processor, field.name) for field in fields}
+    return {
+        "name": getattr(made, "__qualname__", type(made).__qualname__),
+        "arrays": weights_digest(processor),
+        **{name: value for name, value in values.items() if isinstance(value, str | int | float)},
+    }
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -17,6 +17,7 @@ from jaxsft.config import ModelConfig
 from jaxsft.data.conversation import parse
 from jaxsft.decoding.engine import Sampler
 from jaxsft.decoding.job import Job, weights_digest
+from jaxsft.decoding.neighbours import Neighbours
 from jaxsft.decoding.prompts import make_prompter
 from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
@@ -135,6 +136,39 @@ def test_another_job_is_refused(job, tmp_path):
     with pytest.raises(UserError, match="1 of 26 prompts cannot be continued, the first at place 25"):
         run(job, tmp_path / "long.jsonl", [*PROMPTS[1:], "b " * 2000])
     assert not (tmp_path / "long.jsonl.parts").exists()
+
+
+def test_a_job_with_another_processor_is_another(job, tmp_path):
+    """By its name, its arrays and its settings; the manifest says which it was."""
+
+    def with_processor(processor):
+        old = job.sampler
+        sampler = Sampler(old.decoder, old.sampling, old.mesh, batch_size=8, text=old.text, processor=processor)
+        return dataclasses.replace(job, sampler=sampler)
+
+    keys = np.ones((4, job.sampler.decoder.arch.embed_dim), np.float32)
+    store = Neighbours(jnp.asarray(keys), jnp.arange(4), neighbours=2, weight=0.1)
+    with pytest.raises(Interrupted):
+        run(with_processor(store), tmp_path / "out.jsonl", say=stop_after(1))
+    for other, what in (
+        (None, "name"),
+        (_least_of_all, "name"),
+        (dataclasses.replace(store, values=jnp.arange(4) + 1), "arrays"),
+        (dataclasses.replace(store, weight=0.2), "weight"),
+    ):
+        with pytest.raises(UserError, match=rf"of another job: its processor(\.{what})? is"):
+            run(with_processor(other), tmp_path / "out.jsonl")
+    run(with_processor(dataclasses.replace(store)), tmp_path / "out.jsonl", PROMPTS)
+    manifest = json.loads((tmp_path / "out.jsonl.manifest.json").read_text())
+    assert manifest["job"]["processor"]["name"] == "Neighbours" and manifest["job"]["processor"]["weight"] == 0.1
+    with pytest.raises(Interrupted):
+        run(with_processor(_least_of_all), tmp_path / "function.jsonl", say=stop_after(1))
+    settings = json.loads((tmp_path / "function.jsonl.parts" / "job.json").read_text())
+    assert settings["processor"]["name"] == "_least_of_all"
+
+
+def _least_of_all(step, logits):
+    return -logits
 
 
 def test_answers_that_are_printed_overwrite_nothing_either(tmp_path):
