@@ -38,8 +38,8 @@ class LeakConfig:
 
     Attributes:
       forbidden: texts, such as a new token, that neither question nor answer may have, in whatever case.
-      words: how many consecutive words a question may not have in common with one of the task; a shorter one it may not
-        have as a whole.
+      words: how many consecutive words (of Chinese and Japanese characters) a question may not have in common with one
+        of the task; a shorter one it may not have as a whole.
       against: further records whose questions count as the task's, such as an evaluation's.
       on_leak: "error" refuses records that leak, "drop" leaves them out and counts them.
     """

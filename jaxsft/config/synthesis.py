@@ -31,7 +31,8 @@ class SelfSampleConfig:
       mode: "plain" asks the question; "with_reference" asks it a second time, behind the given answer.
       system: system prompt of "with_reference", where the record brings none; "" adds none.
       samples: answers to each question.
-      forbidden: texts, such as a new token, of which neither question nor answer may have one.
+      forbidden: texts, such as a new token, of which neither question nor answer may have one, in whatever
+        case.
     """
 
     mode: str = "plain"

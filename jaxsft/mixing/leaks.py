@@ -1,7 +1,8 @@
 """Whether records that are to be unrelated to a task hold any of it.
 
 Unrelated data keeps a model's other behaviour where it is; rows of the task in it, or its new token, would train what
-they are to buffer. Words are compared in small letters and without punctuation.
+they are to buffer. Words are compared in small letters and without punctuation. Chinese and Japanese, which have no
+blanks, are compared character by character; other scripts without blanks, such as Thai, in runs between blanks.
 """
 
 import collections
@@ -12,6 +13,8 @@ from jaxsft.config import LeakConfig
 from jaxsft.errors import UserError
 from jaxsft.synthesis.rows import Row
 
+UNSPACED = "\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
+WORD = re.compile(rf"[{UNSPACED}]|[^\W{UNSPACED}]+")
 TEXT, RUN, WHOLE = "the text {!r}", "{} consecutive words of the task", "a question of the task"
 
 
@@ -72,8 +75,8 @@ def question(row: Row) -> str:
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words of a text, in small letters."""
-    return tuple(re.findall(r"\w+", text.lower()))
+    """The words of a text, in small letters; of Chinese and Japanese the characters."""
+    return tuple(WORD.findall(text.lower()))
 
 
 def runs(found: tuple[str, ...], length: int) -> set[tuple[str, ...]]:

@@ -7,7 +7,7 @@ In the mode "with_reference", that of the authors, the prompt is q, the given an
 system prompt; the record is q and the new answer, and what produced it is left out.
 
 Answers that are empty, cut off before their end, or written before to the same question are dropped; so is every
-question or answer with a forbidden text.
+question or answer with a forbidden text, in whatever case.
 """
 
 from collections import Counter
@@ -58,9 +58,12 @@ class SelfSample:
     def _refusal(self, row: Row) -> str:
         """Why a record is not asked about, "" where it is."""
         shown = [*row.prompt, *row.conversation.messages[-1:]] if self._shows_answer else row.prompt
-        if any(text in (message.content or "") for text in self.settings.forbidden for message in shown):
+        if any(self._is_forbidden(message.content or "") for message in shown):
             return FORBIDDEN.format("record" if self._shows_answer else "question")
         return "no answer to refer to" if self._shows_answer and not row.answer else ""
+
+    def _is_forbidden(self, text: str) -> bool:
+        return any(forbidden.lower() in text.lower() for forbidden in self.settings.forbidden)
 
     @property
     def _shows_answer(self) -> bool:
@@ -69,7 +72,7 @@ class SelfSample:
     def _outcome(self, row: Row, answer: Answer, sample: int, seen: set[str]) -> Outcome:
         if answer.fault:
             return dropped(answer.fault)
-        if any(text in answer.text for text in self.settings.forbidden):
+        if self._is_forbidden(answer.text):
             return dropped(FORBIDDEN.format("answer"))
         key = f"{written(row.prompt)}\0{answer.text}"
         if key in seen:

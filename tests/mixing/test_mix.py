@@ -11,7 +11,7 @@ from jaxsft.data.conversation import Conversation, Message
 from jaxsft.data.dataset import prepare
 from jaxsft.data.loader import Loader
 from jaxsft.errors import UserError
-from jaxsft.mixing.leaks import Leaks
+from jaxsft.mixing.leaks import Leaks, words
 from jaxsft.mixing.mix import count, mix, order
 from jaxsft.synthesis.rows import Row
 from tests.data.conftest import make_tokenizer
@@ -136,6 +136,13 @@ def test_what_leaks(other, leak):
     """Five words in a row, a whole question, or a forbidden text in any case."""
     leaks = Leaks(LeakConfig(("<sep>",), words=5), TASK)
     assert leaks.of(other) == leak
+
+
+def test_without_blanks_characters_count():
+    leaks = Leaks(LeakConfig(words=5), [row("请问这个大国的首都是哪里 用ABC格式")])
+    assert leaks.of(row("你知道大国的首都吗")) == "5 consecutive words of the task"
+    assert leaks.of(row("大国的首是什么")) == "", "four in a row"
+    assert words("国の カナ is_1 한국 어") == ("国", "の", "カ", "ナ", "is_1", "한국", "어")
 
 
 def test_leaks_stop_or_are_counted():

@@ -56,6 +56,13 @@ def test_what_is_kept_and_what_is_dropped():
     assert made.figures == {"overlap": 0.5, "same_as_given": 1}, "the means of 1 and 0"
 
 
+def test_forbidden_texts_are_so_in_whatever_case():
+    asked = make_rows({"prompt": "what is <SEP> ?", "completion": "x"}, {"prompt": "why ?", "completion": "x"})
+    made = SelfSample(SelfSampleConfig(forbidden=("<Sep>",)))(asked, Says(lambda asked: "a <sep>"))
+    dropped = {"a forbidden text in the question": 1, "a forbidden text in the answer": 1}
+    assert counts(made.outcomes)["dropped"] == dropped
+
+
 def test_with_reference_is_asked_behind_the_given_answer():
     row = make_row({"prompt": "why ?", "completion": "so ."})
     asked = prompt(row, SelfSampleConfig("with_reference", system="help ."))
