@@ -1,6 +1,7 @@
 """Asks base and models the same questions, and leaves an evaluation of each."""
 
 import dataclasses
+import itertools
 import re
 
 import jax
@@ -43,7 +44,7 @@ def measure(config: ForgettingConfig, folder: epath.PathLike) -> tuple[list[Eval
     template, condition = common(ways[config.base], {path: ways[path] for path in config.models}, folder)
     tasks = [dataclasses.replace(task, data=asked(task.data, template, condition)) for task in tasks]
     found, remarks = [], []
-    for path, name in zip(paths, names):
+    for path, name, stem in zip(paths, names, file_names(names)):
         own = [task for task in tasks if task.task != "deviation" or path != config.base]
         if ways[path].tokenizer != ways[config.base].tokenizer and any(task.task == "deviation" for task in own):
             own = [task for task in own if task.task != "deviation"]
@@ -51,11 +52,22 @@ def measure(config: ForgettingConfig, folder: epath.PathLike) -> tuple[list[Eval
         model = dataclasses.replace(config.model, path=path)
         result = evaluate(SuiteConfig(tasks=own, model=model, mesh=config.mesh, reference=config.base))
         if jax.process_index() == 0:
-            file = folder / EVALUATIONS / f"{re.sub(r'[^A-Za-z0-9_.]+', '-', name)}.json"
+            file = folder / EVALUATIONS / f"{stem}.json"
             result.write(file)
             write_examples(file, result.examples)
             found.append(read_evaluation(file, name))
     return found, remarks
+
+
+def file_names(names: list[str]) -> list[str]:
+    """Names without characters that files should not have; a number tells those apart that are then the same."""
+    found: list[str] = []
+    for name in names:
+        plain = re.sub(r"[^A-Za-z0-9_.]+", "-", name)
+        numbered = (f"{plain}-{n}" for n in itertools.count(2))
+        taken = {other.lower() for other in found}  # some file systems know no case
+        found.append(plain if plain.lower() not in taken else next(n for n in numbered if n.lower() not in taken))
+    return found
 
 
 def all_tasks(config: ForgettingConfig) -> list[TaskConfig]:

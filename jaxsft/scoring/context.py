@@ -20,6 +20,7 @@ import numpy as np
 from etils import epath
 
 from jaxsft.config import DataConfig, ScoreConfig
+from jaxsft.errors import UserError
 from jaxsft.scoring.confidence import model_fingerprint, read_examples, summed_nll, table_key
 from jaxsft.scoring.table import read_scores, write_scores
 from jaxsft.sharding import make_mesh
@@ -47,12 +48,17 @@ def score_context(config: ScoreConfig, path: epath.PathLike) -> str:
     bare = dataclasses.replace(config, data=without(dataset.config, config.context), grouping="example")
     key = table_key(config, dataset, mesh) | {"model": model_fingerprint(model, step), "context": config.context}
     if not path.exists():
-        told = summed_nll(config, dataset, loader, mesh, path.parent / "nll.parquet", step) / dataset.supervised
         alone, alone_loader = read_examples(bare, mesh)
-        nll = summed_nll(bare, alone, alone_loader, mesh, path.parent / "nll_without_context.parquet", step)
         place = {record: i for i, record in enumerate(zip(alone.records.tolist(), alone.variants.tolist()))}
-        # shorter by the context, so every example that is there with it is there without
-        same = [place[record] for record in zip(dataset.records.tolist(), dataset.variants.tolist())]
+        same = [place.get(record, -1) for record in zip(dataset.records.tolist(), dataset.variants.tolist())]
+        if lost := same.count(-1):
+            raise UserError(
+                f"{lost} of {len(same)} examples are dropped when config.context {config.context!r} is left out, the "
+                f"first that of record {dataset.records[same.index(-1)] + 1}, so they have no loss without it; leave "
+                "them out, or name another field."
+            )
+        told = summed_nll(config, dataset, loader, mesh, path.parent / "nll.parquet", step) / dataset.supervised
+        nll = summed_nll(bare, alone, alone_loader, mesh, path.parent / "nll_without_context.parquet", step)
         mean = (nll / alone.supervised)[same]
         scores = {"loss": told, "loss_without_context": mean, "context_gain": mean - told}
         if jax.process_index() == 0:

@@ -7,7 +7,7 @@ import pytest
 from jaxsft.config import DataConfig, ForgettingConfig, RecipeConfig, StageConfig, TaskConfig
 from jaxsft.data.templates import CHATML, PLAIN
 from jaxsft.errors import UserError
-from jaxsft.forgetting.measure import all_tasks
+from jaxsft.forgetting.measure import all_tasks, file_names
 from jaxsft.forgetting.prompting import Prompting, asked, common, prompting
 from jaxsft.recipes.run import run
 from jaxsft.world.recipe import data, task
@@ -49,6 +49,11 @@ def test_how_a_folder_is_asked(tmp_path):
     found = prompting(str(tmp_path / "model"))
     assert (found.template, found.condition, found.source) == ("auto", "auto", None)
     assert prompting("world:chat").source == prompting("world:base").source != None  # noqa: E711
+
+
+def test_names_that_differ_in_odd_characters_alone_have_files_of_their_own():
+    assert file_names(["a b", "a-b", "a+b", "a-b-2", "A b"]) == ["a-b", "a-b-2", "a-b-3", "a-b-2-2", "A-b-4"]
+    assert file_names(["runs/a", "world:chat"]) == ["runs-a", "world-chat"]
 
 
 def test_samples_become_tasks():

@@ -1,11 +1,21 @@
 """Losses with and without the context against a model's own, and training on the better half of them."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
-from jaxsft.config import DataConfig, ModelConfig, RecipeConfig, ScoreConfig, StageConfig, TrainConfig
+from jaxsft.config import (
+    ClassesConfig,
+    DataConfig,
+    ModelConfig,
+    RecipeConfig,
+    ScoreConfig,
+    SourceConfig,
+    StageConfig,
+    TrainConfig,
+)
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
 from jaxsft.evaluation.choices.encoded import encoder
@@ -85,5 +95,15 @@ def test_a_recipe_trains_on_the_higher_half(data, model_folder, tmp_path):
 def test_refusals(data, model_folder, tmp_path):
     config = ScoreConfig(ModelConfig(str(model_folder)), data, context="background")
     with pytest.raises(UserError, match="the record has no field 'background', which the field map names"):
+        score_context(config, tmp_path / "scores.parquet")
+    # a class of weight 0 that records are of when their own source is left out
+    data_file = tmp_path / "own.json"
+    own = ["lost", *["kept"] * 23]
+    data_file.write_text(json.dumps([record | {"source": name} for record, name in zip(RECORDS, own)]))
+    sources = [SourceConfig(str(data_file), "kept", rows=":20"), SourceConfig(str(data_file), "lost", rows="20:")]
+    classes = ClassesConfig(weight={"kept": 1.0, "lost": 0.0})
+    sourced = dataclasses.replace(data, path="", sources=sources, classes=classes)
+    config = ScoreConfig(ModelConfig(str(model_folder)), sourced, context="source")
+    with pytest.raises(UserError, match=r"4 of 23 examples are dropped when config\.context .source. is .* record 21,"):
         score_context(config, tmp_path / "scores.parquet")
     assert without(data, "input").sources[0].fields == {"input": "context_left_out"}
