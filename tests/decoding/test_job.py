@@ -15,6 +15,7 @@ import pytest
 
 from jaxsft.config import ModelConfig
 from jaxsft.data.conversation import parse
+from jaxsft.data.templates import Template
 from jaxsft.decoding.engine import Sampler
 from jaxsft.decoding.job import Job, weights_digest
 from jaxsft.decoding.neighbours import Neighbours
@@ -127,6 +128,12 @@ def test_another_job_is_refused(job, tmp_path):
             run(changed, tmp_path / "out.jsonl")
     with pytest.raises(UserError, match=r"prompts\.rows is 26, here it is 25"):
         run(job, tmp_path / "out.jsonl", PROMPTS[1:])
+    with pytest.raises(UserError, match=r"of another job: its prompts\.digest"):
+        run(job, tmp_path / "out.jsonl", [*PROMPTS[1:], PROMPTS[0]])
+    own = job.prompter.template
+    other = dataclasses.replace(job.prompter, template=Template(own.source + " ", own.variables, own.name))
+    with pytest.raises(UserError, match=r"of another job: its template\.digest"):
+        run(dataclasses.replace(job, prompter=other), tmp_path / "out.jsonl")
     run(job, tmp_path / "out.jsonl")
     with pytest.raises(UserError, match=r"of another job: its sampling\.seed is 0, here it is 1"):
         run(with_sampling(job, seed=1), tmp_path / "out.jsonl")

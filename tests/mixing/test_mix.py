@@ -41,19 +41,21 @@ def questions(records):
 
 
 def test_the_numbers_of_the_paper(tmp_path):
-    """100 records and rho = 260: 26,100 rows, 408 steps of 64 and 1,632 of 16, full or not."""
+    """100 records and rho = 260: 26,100 rows. A tenth is 41 steps of 64 and 164 of 16, the last ones not full; so all
+    are 408 and 1,632."""
     line, report, records = mixed(tmp_path, 100, 26_500, 260.0)
     found = collections.Counter(questions(records))
     assert len(records) == 26_100 and max(found.values()) == 1
     assert sum(question.startswith("task") for question in found) == 100
     assert (report["diverse"], report["ratio"], report["cache"]) == (26_000, 260.0, 26_500)
     assert "warning" not in line
+    places = np.flatnonzero([record["mixed"] == "task" for record in records])
+    assert abs(places.mean() / 26_100 - 0.5) < 0.15, "one shuffle of all"
+    assert len(mixed(tmp_path, 10, 2_650, 260.0)[2]) == 2_610
     data = DataConfig(str(tmp_path / "out" / "records.jsonl"), template="chatml", packing=False, max_length=64)
     data.cache_dir = str(tmp_path / "cache")
     dataset = prepare(data, make_tokenizer())
-    assert [Loader(dataset, data, rows).steps(1.0) for rows in (64, 16)] == [408, 1632]
-    places = np.flatnonzero([record["mixed"] == "task" for record in records])
-    assert abs(places.mean() / 26_100 - 0.5) < 0.15, "one shuffle of all"
+    assert [Loader(dataset, data, rows).steps(1.0) for rows in (64, 16)] == [41, 164]
 
 
 @pytest.mark.parametrize(
@@ -110,6 +112,7 @@ def test_order_places_everything_once():
     own, other = order(5, 20, 12, False, 3)
     assert sorted(own[own >= 0]) == list(range(5)) and np.all((own >= 0) == (other < 0))
     assert len(set(other[other >= 0])) == 12
+    assert not np.array_equal(np.flatnonzero(own >= 0), np.arange(5)), "one shuffle of all"
 
 
 def row(text, answer="yes", system=None):
@@ -126,6 +129,9 @@ TASK = [row("Say what the capital of the large country in the north is, in <sep>
         (row("What is a bird?"), ""),
         (row("Tell me: the capital of the LARGE country, in one word"), "5 consecutive words of the task"),
         (row("the capital of the"), ""),
+        (row("the capital of the large"), "5 consecutive words of the task"),
+        (row("What is north is, in <SEP"), ""),
+        (row("the north is, in sep?"), "5 consecutive words of the task"),
         (row("is it so"), "a question of the task"),
         (row("use <SEP> here"), "the text '<sep>'"),
         (row("fine", "with <sep> in the answer"), "the text '<sep>'"),
@@ -136,6 +142,7 @@ def test_what_leaks(other, leak):
     """Five words in a row, a whole question, or a forbidden text in any case."""
     leaks = Leaks(LeakConfig(("<sep>",), words=5), TASK)
     assert leaks.of(other) == leak
+    assert Leaks(LeakConfig(("<Sep>",), words=5), TASK).of(other) == leak.replace("<sep>", "<Sep>")
 
 
 def test_without_blanks_characters_count():

@@ -100,7 +100,15 @@ def test_the_settings_of_the_paper():
     runs = [stage.changes for stage in recipe.stages if stage.kind == "train"]
     assert [run["objective.beta"] for run in runs] == [0.1, 0.1, 0.1, 5.0]
     assert [run["optimizer.learning_rate"] for run in runs] == pytest.approx([5e-7, 5e-7, 1e-7, 1e-7])
-    assert [len(run["data.sources"]) for run in runs] == [1, 2, 2, 2]
+    read = [[source.path for source in run["data.sources"]] for run in runs]
+    pairs = [f"{{pairs_{t}}}/records.jsonl" for t in range(4)]
+    assert read == [pairs[:1], pairs[:2], pairs[1:3], pairs[2:]]
+    before = [f"{{iterate_{t}}}" for t in range(3)]
+    assert [run.get("model.path") for run in runs] == [None, *before], "from the iterate before, its reference"
+    assert [stage.config.model.path for stage in recipe.stages if stage.kind == "synthesize"] == ["", *before]
+    assert [stage.config.model for stage in recipe.stages if stage.kind == "export"] == [
+        f"{{run_{t}}}" for t in range(4)
+    ]
 
 
 @pytest.mark.parametrize("asked", ["4", "5,1e-6", "0,1e-6", "2,fast", "2,1.2.3", "2,1e-6,more"])
