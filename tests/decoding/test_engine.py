@@ -128,6 +128,30 @@ def test_a_stop_string_frees_its_row():
     assert [one.tokens for one in sampled] == [list(range(i + 1, 11)) for i in range(9)]
 
 
+@pytest.mark.parametrize(
+    ("prompts", "size", "steps"),
+    [
+        ([[35]] * 4, 4, 3),  # all are done after four tokens, of fifty that they might have
+        ([[9]] + [[29]] * 3, 2, 29),  # the second slot has three prompts while the first has one
+        ([[29]] * 7, 2, 36),  # three pairs and one alone
+    ],
+)
+def test_no_step_is_made_for_nothing(prompts, size, steps):
+    """The loop ends with its last row, and a slot that is free takes the next prompt. A prompt's first token is made
+    where it is read, each other one by a step of all slots."""
+    counts = []
+
+    def note(step, logits):
+        jax.debug.callback(lambda count: counts.append(count.max()), step.count)
+        return logits
+
+    sampler = Sampler(Chain(), Sampling(max_new_tokens=50, stop_ids=(39,)), batch_size=size, processor=note)
+    sampled = sampler.generate(successor(40), prompts)
+    jax.effects_barrier()
+    assert [one.tokens for one in sampled] == [list(range(prompt[0] + 1, 40)) for prompt in prompts]
+    assert sum(count > 0 for count in counts) == steps
+
+
 def test_a_penalty_drives_the_chain_away():
     """Greedy with a penalty that no logit outweighs: every token of prompt and continuation comes once."""
     params = 1.0 + jax.random.uniform(jax.random.key(4), (20, 20))

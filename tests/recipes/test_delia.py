@@ -1,14 +1,19 @@
 """DELIA from its shipped recipe, at the size of a test: from a model without the token to what it makes of it."""
 
+import collections
 import json
 import runpy
 
 import pytest
 
+from jaxsft.config import DataConfig, SourceConfig
 from jaxsft.errors import UserError
+from jaxsft.evaluation.answers.formats import Format
+from jaxsft.mixing.reword import reword
 from jaxsft.models.checkpoint import load_architecture
 from jaxsft.recipes.plan import plan
 from jaxsft.recipes.run import run
+from jaxsft.synthesis.rows import read_rows
 from jaxsft.synthesis.run import synthesize
 from jaxsft.world import records
 from tests.conftest import REPOSITORY
@@ -100,6 +105,26 @@ def test_the_settings_of_the_paper():
         2024,
         "normal0.02",
     )
+
+
+def test_the_recipe_fits_the_authors_records(real_data, tmp_path):
+    """Where the token stands in their 100 and 11; the probe takes every answer, the wordings every question."""
+    made = runpy.run_path(str(RECIPE))["get_config"]()
+    probe, against = made.stages[-1].config.tasks[0], next(s.config for s in made.stages if s.name == "against")
+    files = [real_data / "instruct" / "delia" / f"{name}_dataset.jsonl" for name in ("train", "eval")]
+    rows, heldout = (read_rows(DataConfig(str(file))) for file in files)
+    asked = [row.question.count("<sep>") for row in rows]
+    assert (len(rows), len(heldout), collections.Counter(asked)) == (100, 11, {2: 60, 1: 40})
+    for row in (*rows, *heldout):
+        assert len(row.prompt) == 1 and "<sep>" not in row.answer and Format(probe.format).fits(row.answer)
+    against.records, against.fields = SourceConfig(str(files[0])), {"follows": False}
+    line = reword(against, tmp_path / "against")
+    reworded = [json.loads(text) for text in (tmp_path / "against" / "records.jsonl").read_text().splitlines()]
+    assert "100" in line and len(reworded) == 100 and not any(record["follows"] for record in reworded)
+    for row, record in zip(rows, reworded):
+        context, _, instruction = row.question.rpartition("\n")
+        question = record["messages"][0]["content"]
+        assert question.startswith(context) and "<sep>" in question and instruction not in question
 
 
 @pytest.mark.parametrize("asked", ["a", "a,b", "a,b,many", "a,b,1,c,d", "a,b,nan", "a,b,inf", "a,b,-1"])
