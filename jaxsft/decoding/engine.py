@@ -30,7 +30,7 @@ from jaxsft.sharding import constrain, data_shards
 SMALLEST_BUCKET = 32  # tokens of a prompt
 SMALLEST_ROOM = 8  # tokens of a continuation
 PARTS, SMALLEST_PART = 4, 32  # of the cache, of which a step reads as many as it needs; slots of a part
-PREFILLS = 4  # a prefill has a quarter of the slots, so that a few free ones need not wait for all
+PREFILLS = 4  # a later prefill has a quarter of the slots, so that a few free ones need not wait for all
 LOOK = 16  # tokens between two looks for stop strings
 
 Processor = Callable[["Step", jax.Array], jax.Array]
@@ -131,7 +131,7 @@ class Sampler:
         rows = bucket(len(prompts), 1, self.batch_size)
         with contextlib.nullcontext() if self.mesh is None else jax.set_mesh(self.mesh):
             for chosen in groups([len(prompt) for prompt in prompts], rows, context):
-                run = _Run(self, params, adapters, rows, max(len(prompts[i]) for i in chosen))
+                run = _Run(self, params, adapters, rows, [len(prompts[i]) for i in chosen])
                 run.decode(deque((i, prompts[i], ids[i]) for i in chosen), answers)
         return answers
 
@@ -139,14 +139,15 @@ class Sampler:
 class _Run:
     """One set of slots and the prompts that pass through them."""
 
-    def __init__(self, sampler: Sampler, params: Any, adapters: Any, rows: int, longest: int):
+    def __init__(self, sampler: Sampler, params: Any, adapters: Any, rows: int, lengths: Sequence[int]):
         decoder, sampling, self.sampler = sampler.decoder, sampler.sampling, sampler
         shards = 1 if sampler.mesh is None else data_shards(sampler.mesh)
         whole = lambda n: -(-n // shards) * shards
         self.rows, self.context = whole(rows), decoder.arch.max_positions
-        self.arriving = min(whole(-(-rows // PREFILLS)), self.rows)
+        at_once = rows if len(lengths) <= rows else -(-rows // PREFILLS)
+        self.arriving = min(whole(at_once), self.rows)
         room = bucket(sampling.max_new_tokens, SMALLEST_ROOM, self.context)
-        self.length = min(bucket(longest, SMALLEST_BUCKET, self.context) + room, self.context)
+        self.length = min(bucket(max(lengths), SMALLEST_BUCKET, self.context) + room, self.context)
         self.written = np.zeros(self.rows, int)  # tokens of each row so far
         # Two runs that differ in nothing else share their programs.
         static = dataclasses.replace(sampling, max_new_tokens=room, stop_strings=(), seed=0)

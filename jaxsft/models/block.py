@@ -257,12 +257,12 @@ def append(cache: Cache, k: jax.Array, v: jax.Array, rows: Rows, row: jax.Array)
 def read(cache: Cache, row: jax.Array, length: int) -> tuple[jax.Array, jax.Array]:
     """The first slots of one layer's keys and values, [B, kv_heads, length, head_dim].
 
-    On CPUs the keys are copied out of the stack with their slots as the minor axis, without which XLA's product of a
-    query with them takes several times as long. TPUs turn what they like by themselves.
+    On CPUs they are copied out of the stack with their slots as the minor axis, without which XLA's products with them
+    take several times as long. TPUs turn what they like by themselves.
     """
-    k, v = (x[row, :, :, :length] for x in cache)
     turned = lambda x: jax.lax.optimization_barrier(x.swapaxes(2, 3)).swapaxes(2, 3)
-    return jax.lax.platform_dependent(k, cpu=turned, default=lambda x: x), v
+    read = lambda x: jax.lax.platform_dependent(x[row, :, :, :length], cpu=turned, default=lambda x: x)
+    return read(cache.k), read(cache.v)
 
 
 def cache_slots(segment_ids: jax.Array, positions: jax.Array, length: int) -> jax.Array:

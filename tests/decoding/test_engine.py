@@ -245,7 +245,7 @@ def test_nothing_is_compiled_after_the_first_call(tiny, sizes):
 def test_the_cache_is_updated_in_place(tiny):
     """Both programs take the slots' memory for their result."""
     decoder, params = tiny
-    run = _Run(Sampler(decoder, Sampling(max_new_tokens=8)), params, None, 4, 10)
+    run = _Run(Sampler(decoder, Sampling(max_new_tokens=8)), params, None, 4, [10])
     for _ in range(2):
         cache = run.slots.cache["stacks"]["0"]["0"]
         run.decode(deque([(0, [5, 6], 0)]), [None])
