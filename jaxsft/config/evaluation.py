@@ -29,7 +29,7 @@ class FormatConfig:
 
 @dataclasses.dataclass
 class CodeConfig:
-    """How programs are drawn and run, for the task "code" (see `jaxsft.evaluation.programs.task`).
+    """How programs are drawn and run, for the task "code" (see `jaxsft.evaluation.programs.problems`).
 
     Attributes:
       execute: run what the model wrote, in a sandbox; without it the task is refused.

@@ -9,10 +9,10 @@ from jaxsft.config import DataConfig, TaskConfig
 from jaxsft.errors import UserError
 from jaxsft.evaluation.answers import format_following, generation, judges
 from jaxsft.evaluation.choices import multiple_choice
-from jaxsft.evaluation.ifeval import task as ifeval
+from jaxsft.evaluation.ifeval import following
 from jaxsft.evaluation.likelihood import deviation, perplexity, routing
 from jaxsft.evaluation.papers import instruction_following, knowledge_conflict, separation
-from jaxsft.evaluation.programs import task as programs
+from jaxsft.evaluation.programs import problems
 from jaxsft.evaluation.task import Result, Subject, Task
 
 
@@ -56,13 +56,13 @@ KINDS: dict[str, Kind] = {
         "{turns} answers to {questions} questions, {tokens:.1f} tokens on average, {ended:.1%} of them ended",
     ),
     "ifeval": Kind(
-        ifeval.prepare,
+        following.prepare,
         "prompt_strict",
         "prompt_strict {prompt_strict:.4f} +- {standard_error:.4f}, instruction_strict {instruction_strict:.4f} on "
         "{prompts} prompts, {undecided} instructions undecided",
     ),
     "code": Kind(
-        programs.prepare,
+        problems.prepare,
         "pass_at_1",
         "pass_at_1 {pass_at_1:.4f} +- {standard_error:.4f} on {problems} problems, {programs} programs run",
     ),

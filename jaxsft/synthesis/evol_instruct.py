@@ -21,7 +21,7 @@ import numpy as np
 from jaxsft.config import EvolInstructConfig
 from jaxsft.data.conversation import Message
 from jaxsft.synthesis.lamini import normal
-from jaxsft.synthesis.method import Answer, Ask, Outcome, Prompt, Written, dropped, kept
+from jaxsft.synthesis.method import Answer, Ask, Made, Outcome, Prompt, dropped, kept
 from jaxsft.synthesis.rows import Row, written
 from jaxsft.synthesis.wordings import MARKERS, OPERATORS, SAME
 
@@ -44,7 +44,7 @@ class EvolInstruct:
     def __init__(self, settings: EvolInstructConfig, seed: int):
         self.settings, self.seed = settings, seed
 
-    def __call__(self, rows: Sequence[Row], ask: Ask) -> Written:
+    def __call__(self, rows: Sequence[Row], ask: Ask) -> Made:
         """One outcome a record and round."""
         pool = [row.question for row in rows]
         outcomes: list[Outcome] = []
@@ -71,7 +71,7 @@ class EvolInstruct:
                 messages = written([Message("user", pool[place]), answers[place].message])
                 details = {"row": rows[place].index, "round": turn, "operator": operators[place]}
                 outcomes.append(kept({"messages": messages, "source": NAME}, NAME, **details))
-        return Written(outcomes, {})
+        return Made(outcomes, {})
 
     def _operator(self, id_: int) -> str:
         names = list(OPERATORS)

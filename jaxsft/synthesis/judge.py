@@ -15,7 +15,7 @@ from jaxsft.config import JudgeConfig, SourceConfig
 from jaxsft.data.conversation import Message
 from jaxsft.data.sources import open_source
 from jaxsft.errors import UserError
-from jaxsft.synthesis.method import TOO_LONG, Answer, Ask, Outcome, Prompt, Written, dropped
+from jaxsft.synthesis.method import TOO_LONG, Answer, Ask, Made, Outcome, Prompt, dropped
 from jaxsft.synthesis.rows import Row
 from jaxsft.synthesis.wordings import JUDGE
 
@@ -49,7 +49,7 @@ class Judge:
             )
         self.settings, self.asks = settings, not settings.file
 
-    def __call__(self, rows: Sequence[Row], ask: Ask) -> Written:
+    def __call__(self, rows: Sequence[Row], ask: Ask) -> Made:
         """One outcome a record; the figure `rating` is the mean of those that could be read."""
         asked = [row for row in rows if row.answer]
         if not self.asks:
@@ -62,7 +62,7 @@ class Judge:
             for row in rows
         ]
         ratings = [one.rating for one in found.values() if isinstance(one, Judgement)]
-        return Written(outcomes, {"rating": sum(ratings) / len(ratings)} if ratings else {})
+        return Made(outcomes, {"rating": sum(ratings) / len(ratings)} if ratings else {})
 
     def decide(self, row: Row, judgement: Judgement | str) -> Outcome:
         """Keeps the record, with the judgement, or drops it; a string is why there is no judgement."""

@@ -14,7 +14,7 @@ import numpy as np
 from jaxsft.config import LaMiniConfig
 from jaxsft.data.conversation import Message
 from jaxsft.errors import UserError
-from jaxsft.synthesis.method import Answer, Ask, Outcome, Prompt, Written, dropped, kept
+from jaxsft.synthesis.method import Answer, Ask, Made, Outcome, Prompt, dropped, kept
 from jaxsft.synthesis.rows import Row, written
 from jaxsft.synthesis.wordings import NEW_INSTRUCTIONS
 
@@ -30,7 +30,7 @@ class LaMini:
     def __init__(self, settings: LaMiniConfig, seed: int):
         self.settings, self.seed = settings, seed
 
-    def __call__(self, rows: Sequence[Row], ask: Ask) -> Written:
+    def __call__(self, rows: Sequence[Row], ask: Ask) -> Made:
         """One outcome for each instruction that the teacher wrote, and one for each list without any."""
         settings = self.settings
         if len(rows) < settings.examples:
@@ -58,7 +58,7 @@ class LaMini:
         for (place, id_, text), answer in zip(new, answers):
             group = id_ // settings.wanted
             outcomes[place] = compose(text, answer, list=group, examples=[rows[i].index for i in shown[group]])
-        return Written([outcome for outcome in outcomes if outcome is not None], {})
+        return Made([outcome for outcome in outcomes if outcome is not None], {})
 
     def _examples(self, count: int, group: int) -> list[int]:
         random = np.random.default_rng((self.seed, group))

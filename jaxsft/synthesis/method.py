@@ -66,7 +66,7 @@ class Outcome(NamedTuple):
     reason: str = ""
 
 
-class Written(NamedTuple):
+class Made(NamedTuple):
     """What a method made.
 
     Attributes:
@@ -92,7 +92,7 @@ class Method(Protocol):
 
     asks: bool
 
-    def __call__(self, rows: Sequence[Row], ask: Ask) -> Written:
+    def __call__(self, rows: Sequence[Row], ask: Ask) -> Made:
         """Asks for what it needs, as often as it needs, and makes records of the answers."""
 
 

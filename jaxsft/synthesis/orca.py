@@ -11,7 +11,7 @@ import numpy as np
 
 from jaxsft.config import OrcaConfig
 from jaxsft.data.conversation import Message
-from jaxsft.synthesis.method import Ask, Prompt, Written, dropped, kept
+from jaxsft.synthesis.method import Ask, Made, Prompt, dropped, kept
 from jaxsft.synthesis.rows import Row, written
 from jaxsft.synthesis.wordings import SYSTEMS
 
@@ -26,7 +26,7 @@ class Orca:
     def __init__(self, settings: OrcaConfig, seed: int):
         self.systems, self.seed = settings.systems or SYSTEMS, seed
 
-    def __call__(self, rows: Sequence[Row], ask: Ask) -> Written:
+    def __call__(self, rows: Sequence[Row], ask: Ask) -> Made:
         """One outcome a record."""
         prompts = [self.prompt(row) for row in rows]
         outcomes = []
@@ -36,7 +36,7 @@ class Orca:
                 continue
             messages = written([*prompt.messages, answer.message])
             outcomes.append(kept(row.record(messages=messages, source=NAME), NAME, row=row.index))
-        return Written(outcomes, {})
+        return Made(outcomes, {})
 
     def prompt(self, row: Row) -> Prompt:
         """The row's prompt under the system message that is drawn for it, instead of one of its own."""

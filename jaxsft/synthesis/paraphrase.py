@@ -11,7 +11,7 @@ from jaxsft.config import ParaphraseConfig
 from jaxsft.data.conversation import Message
 from jaxsft.errors import UserError
 from jaxsft.mixing.reword import asked
-from jaxsft.synthesis.method import Answer, Ask, Outcome, Prompt, Written, dropped, kept
+from jaxsft.synthesis.method import Answer, Ask, Made, Outcome, Prompt, dropped, kept
 from jaxsft.synthesis.rows import Row
 
 NAME = "paraphrase"
@@ -41,7 +41,7 @@ class Paraphrase:
         if "text" not in self._pattern.groupindex:
             raise UserError("config.paraphrase.pattern has no group (?P<text>...), which says what is put otherwise.")
 
-    def __call__(self, rows: Sequence[Row], ask: Ask) -> Written:
+    def __call__(self, rows: Sequence[Row], ask: Ask) -> Made:
         """One record a new wording, those of a record together."""
         count = self.settings.samples
         fitting = [self._pattern.fullmatch(row.question) for row in rows]
@@ -60,7 +60,7 @@ class Paraphrase:
                 continue
             seen = {_form(match["text"])}
             outcomes += [self._outcome(row, match, next(answers), k, seen) for k in range(count)]
-        return Written(outcomes, {})
+        return Made(outcomes, {})
 
     def wish(self, text: str) -> str:
         """What the model is asked."""

@@ -22,7 +22,7 @@ from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
 from jaxsft.files import json_lines, write_json, write_text
 from jaxsft.sharding import make_mesh
-from jaxsft.synthesis.method import Answer, Prompt, Written, counts
+from jaxsft.synthesis.method import Answer, Made, Prompt, counts
 from jaxsft.synthesis.registry import METHODS
 from jaxsft.synthesis.rows import digest, read_rows
 from jaxsft.training.restore import open_model
@@ -76,7 +76,7 @@ def synthesize(config: SynthesisConfig, output: epath.PathLike) -> str:
     return f"{output / RECORDS}: {line}"
 
 
-def summary(made: Written) -> str:
+def summary(made: Made) -> str:
     """Counts and figures in a line."""
     found = counts(made.outcomes)
     parts = [f"{found['kept']} kept"]

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from jaxsft.config import SDFTConfig
 from jaxsft.data.conversation import Message
 from jaxsft.synthesis.accept import TESTS, Accept
-from jaxsft.synthesis.method import Answer, Ask, Outcome, Prompt, Written, fell_back, kept
+from jaxsft.synthesis.method import Answer, Ask, Made, Outcome, Prompt, fell_back, kept
 from jaxsft.synthesis.rows import Row
 
 NAME = "sdft"
@@ -63,13 +63,13 @@ class SDFT:
     def __init__(self, settings: SDFTConfig):
         self.template, self.accept = TEMPLATES[settings.template], TESTS[settings.accept]
 
-    def __call__(self, rows: Sequence[Row], ask: Ask) -> Written:
+    def __call__(self, rows: Sequence[Row], ask: Ask) -> Made:
         """One record a row."""
         asked = [row for row in rows if row.answer]
         answers = dict(zip([row.index for row in asked], ask("answers", [prompt(row, self.template) for row in asked])))
         outcomes = [compose(row, answers.get(row.index), self.accept) for row in rows]
         new = [answers[row.index].text == row.answer.strip() for row, o in zip(rows, outcomes) if o.fate == "kept"]
-        return Written(outcomes, {"same_as_given": sum(new)})
+        return Made(outcomes, {"same_as_given": sum(new)})
 
 
 def prompt(row: Row, template: Template) -> Prompt:

@@ -13,7 +13,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from jaxsft.config import SelfPlayConfig
-from jaxsft.synthesis.method import Answer, Ask, Outcome, Prompt, Written, dropped, kept
+from jaxsft.synthesis.method import Answer, Ask, Made, Outcome, Prompt, dropped, kept
 from jaxsft.synthesis.rows import Row, written
 
 NAME = "self_play"
@@ -27,7 +27,7 @@ class SelfPlay:
     def __init__(self, settings: SelfPlayConfig):
         self.settings = settings
 
-    def __call__(self, rows: Sequence[Row], ask: Ask) -> Written:
+    def __call__(self, rows: Sequence[Row], ask: Ask) -> Made:
         """One pair an answer, those of a row together."""
         count = self.settings.samples
         asked = [row for row in rows if row.answer]
@@ -43,7 +43,7 @@ class SelfPlay:
                 outcomes.append(dropped("no answer to prefer"))
             else:
                 outcomes += [compose(row, next(answers), sample) for sample in range(count)]
-        return Written(outcomes, {})
+        return Made(outcomes, {})
 
 
 def compose(row: Row, answer: Answer, sample: int = 0) -> Outcome:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from jaxsft.config import SelfSampleConfig
 from jaxsft.data.conversation import Message
-from jaxsft.synthesis.method import Answer, Ask, Outcome, Prompt, Written, dropped, kept
+from jaxsft.synthesis.method import Answer, Ask, Made, Outcome, Prompt, dropped, kept
 from jaxsft.synthesis.rows import Row, written
 
 NAME = "self_sample"
@@ -30,7 +30,7 @@ class SelfSample:
     def __init__(self, settings: SelfSampleConfig):
         self.settings = settings
 
-    def __call__(self, rows: Sequence[Row], ask: Ask) -> Written:
+    def __call__(self, rows: Sequence[Row], ask: Ask) -> Made:
         """One record an answer, its samples together."""
         count = self.settings.samples
         refused = {row.index: reason for row in rows if (reason := self._refusal(row))}
@@ -53,7 +53,7 @@ class SelfSample:
                     overlaps.append(overlap(answer.text, row.answer))
                     same += answer.text == row.answer.strip()
         figures = {"overlap": sum(overlaps) / len(overlaps), "same_as_given": same} if overlaps else {}
-        return Written(outcomes, figures)
+        return Made(outcomes, figures)
 
     def _refusal(self, row: Row) -> str:
         """Why a record is not asked about, "" where it is."""

@@ -8,9 +8,9 @@ import pytest
 from jaxsft.config import DataConfig, MeshConfig, TaskConfig
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
-from jaxsft.evaluation.ifeval import task as ifeval
+from jaxsft.evaluation.ifeval import following
 from jaxsft.evaluation.ifeval.english import count_capital_words, count_sentences, count_words
-from jaxsft.evaluation.ifeval.task import Prompt, Verdicts, judge, read_prompts, summarize
+from jaxsft.evaluation.ifeval.following import Prompt, Verdicts, judge, read_prompts, summarize
 from jaxsft.evaluation.ifeval.verifiable import CHECKS, follows, follows_loosely, language_detector
 from jaxsft.evaluation.registry import headline, prepare
 from jaxsft.evaluation.task import Subject
@@ -122,7 +122,7 @@ def asked(tmp_path):
 
 
 def test_task(asked, monkeypatch):
-    monkeypatch.setattr(ifeval, "language_detector", lambda: None)
+    monkeypatch.setattr(following, "language_detector", lambda: None)
     ready, task, result = asked(RECORDS)
     assert "3 prompts with 4 instructions" in ready.report and "1 of them ask for a language" in ready.report
     assert [record["reference"] for record in result.records] == [r["instruction_id_list"] for r in RECORDS]
@@ -137,8 +137,8 @@ def test_task(asked, monkeypatch):
 
 
 def test_where_nothing_is_decided_nothing_is_shared(asked, monkeypatch):
-    monkeypatch.setattr(ifeval, "language_detector", lambda: None)
-    monkeypatch.setattr(ifeval, "judge", lambda *_: ifeval.Verdicts([None], [None]))
+    monkeypatch.setattr(following, "language_detector", lambda: None)
+    monkeypatch.setattr(following, "judge", lambda *_: Verdicts([None], [None]))
     _, task, result = asked([RECORDS[2]])
     assert result.figures["prompt_strict"] is None and result.figures["standard_error"] is None
     assert headline(task, result) == (

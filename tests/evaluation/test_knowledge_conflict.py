@@ -10,7 +10,7 @@ import pytest
 from jaxsft.config import DataConfig, ModelConfig, TaskConfig
 from jaxsft.errors import UserError
 from jaxsft.evaluation import registry
-from jaxsft.evaluation.papers.first_hit import first_hit, normalise
+from jaxsft.evaluation.papers.first_hit import first_hit, normalize
 from jaxsft.evaluation.papers.knowledge_conflict import parse_item, preferences, rates, read_known
 from jaxsft.evaluation.suite import Evaluation
 from jaxsft.evaluation.task import Subject
@@ -32,7 +32,7 @@ from tests.evaluation.pages import figures_on_the_page
     ],
 )
 def test_normalised(text, says):
-    assert normalise(text) == says
+    assert normalize(text) == says
 
 
 @pytest.mark.parametrize(

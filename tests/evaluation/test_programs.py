@@ -16,11 +16,10 @@ import pytest
 from jaxsft.config import CodeConfig, DataConfig, MeshConfig, TaskConfig
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
-from jaxsft.evaluation.answers.writing import Written
+from jaxsft.evaluation.answers.writing import Answer
 from jaxsft.evaluation.programs import sandbox
-from jaxsft.evaluation.programs import task as programs
+from jaxsft.evaluation.programs.problems import BLOCK, pass_at_k, read_problems, summarize
 from jaxsft.evaluation.programs.sandbox import Limits, Outcome, Sandbox
-from jaxsft.evaluation.programs.task import BLOCK, pass_at_k, read_problems, summarize
 from jaxsft.evaluation.registry import headline, prepare
 from jaxsft.evaluation.task import Subject
 from jaxsft.models.checkpoint import load_architecture, load_params
@@ -282,9 +281,9 @@ def test_task(run, tmp_path, subject, monkeypatch):
                 "    return math.sqrt(x)",
                 "    return 2",
             ]
-            return [Written(text, True) for text in texts]
+            return [Answer(text, True) for text in texts]
 
-    monkeypatch.setattr(programs, "Writer", Writer)
+    monkeypatch.setattr("jaxsft.evaluation.programs.problems.Writer", Writer)
     config = task(tmp_path, execute=True, samples=2, temperature=0.8, seconds=5.0)
     ready = prepare(config, subject[0])
     result = ready.measure(None, None)

@@ -13,7 +13,7 @@ from jaxsft.errors import UserError
 from jaxsft.evaluation.task import Subject
 
 
-class Written(NamedTuple):
+class Answer(NamedTuple):
     """An answer's text, and whether it met an end of turn."""
 
     text: str
@@ -64,11 +64,11 @@ class Writer:
         batch = {"batch_size": config.batch_size, "text": prompter.text}
         self._sampler = Sampler(subject.decoder, chosen, subject.mesh, **batch)
 
-    def write(self, params: Any, adapters: Any, strip: bool = True) -> list[Written]:
+    def write(self, params: Any, adapters: Any, strip: bool = True) -> list[Answer]:
         """An answer to every prompt; with `strip` without surrounding blanks."""
         sampled = self._sampler.generate(params, self._prompts, adapters=adapters)
         read = [self._prompter.read(prompt, one.tokens) for prompt, one in zip(self._prompts, sampled)]
-        return [Written(text.strip() if strip else text, ended) for text, ended in read]
+        return [Answer(text.strip() if strip else text, ended) for text, ended in read]
 
 
 def chosen_prompter(config: TaskConfig, subject: Subject) -> Prompter:

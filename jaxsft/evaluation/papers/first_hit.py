@@ -14,7 +14,7 @@ INITIALS = re.compile(r"\b(?:[^\W\d_]\.)+[^\W\d_]\b")
 TWO_CAPITALS = re.compile(r"[^\W\d_]{2}")
 
 
-def normalise(text: str) -> str:
+def normalize(text: str) -> str:
     """Words with single blanks between them: compatibility forms decomposed (NFKD) and accents dropped, case folded,
     stops between single letters deleted (U.S. is us), other punctuation a blank (Rome's is rome s, 3.5 is 3 5),
     articles dropped."""
@@ -56,7 +56,7 @@ def _place(words: list[str], wanted: list[str]) -> int | None:
 
 
 def _words(text: str) -> list[str]:
-    """Those of `normalise` in the case in which they stand, initials with stops in capitals."""
+    """Those of `normalize` in the case in which they stand, initials with stops in capitals."""
     plain = "".join(c for c in unicodedata.normalize("NFKD", text) if not unicodedata.combining(c))
     joined = INITIALS.sub(lambda match: match.group().replace(".", "").upper(), plain)
     words = re.sub(r"[^\w]|_", " ", joined).split()

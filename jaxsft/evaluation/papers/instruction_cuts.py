@@ -14,8 +14,8 @@ import numpy as np
 
 from jaxsft.config import SourceConfig
 from jaxsft.data.conversation import parse
-from jaxsft.data.sources import open_source, row_range
 from jaxsft.errors import UserError
+from jaxsft.evaluation.forms import records
 
 PARTIAL = 0.5  # of the instructions that can be cut
 
@@ -49,13 +49,13 @@ def first_turns(config: SourceConfig) -> list[Turn]:
     Raises:
       UserError: if no conversation has any.
     """
-    opened, found = open_source(config), []
-    for record, where in opened.records(*row_range(config.rows, len(opened))):
-        conversation = parse(record, where, config.fields)
+    found = []
+    for record, where, fields, source in records([config]):
+        conversation = parse(record, where, fields)
         turns = [m for m in conversation.messages if m.role != "system"][:2]
         texts = [(m.content or "").strip() for m in turns]
         if [m.role for m in turns] == ["user", "assistant"] and all(texts):
-            found.append(Turn(*texts, conversation.source or opened.name, conversation.task_type))
+            found.append(Turn(*texts, conversation.source or source, conversation.task_type))
     if not found:
         raise UserError(f"{config.path} has no conversation that begins with a user's turn and an answer.")
     return found

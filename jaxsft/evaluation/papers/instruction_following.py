@@ -13,9 +13,9 @@ import numpy as np
 
 from jaxsft.config import DataConfig, TaskConfig
 from jaxsft.data.conversation import rename
-from jaxsft.data.sources import open_source, row_range
 from jaxsft.errors import UserError
 from jaxsft.evaluation.answers.writing import Writer
+from jaxsft.evaluation.forms import records
 from jaxsft.evaluation.papers.answer_classifier import load_classifier
 from jaxsft.evaluation.task import Result, Subject, Task, by_part, digest, question_ids
 
@@ -119,7 +119,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
         figures = summary(np.arange(len(asked))) | {"cut": writer.cut} | by_part(parts, summary)
         if trained is not None:
             figures["classifier_accuracy"] = trained.quality["accuracy"]
-        records = [
+        rows = [
             {
                 "task": name,
                 "index": i,
@@ -134,7 +134,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
             }
             for i, one in enumerate(asked)
         ]
-        return Result(figures, records)
+        return Result(figures, rows)
 
     report = f"{len(asked)} prompts, {int(partial.sum())} partial, {writer.mode}, up to {config.max_new_tokens} tokens"
     return Task(name, report, digest([list(one) for one in asked]), measure)
@@ -156,15 +156,13 @@ def read_prompts(config: DataConfig) -> list[Asked]:
       UserError: for a record without `prompt` or `partial`, naming it.
     """
     found = []
-    for source in config.all_sources():
-        opened = open_source(source)
-        for record, where in opened.records(*row_range(source.rows, len(opened))):
-            held = rename(record, source.fields) if isinstance(record, Mapping) else {}
-            text, partial = held.get("prompt"), held.get("partial")
-            if not (isinstance(text, str) and text.strip() and isinstance(partial, bool)):
-                raise UserError(
-                    f"{where}: the record needs `prompt`, a text, and `partial`, true or false; make such records by "
-                    "scripts/make_ifs.py."
-                )
-            found.append(Asked(text, partial, str(held.get("source", opened.name)), str(held.get("task_type", ""))))
+    for record, where, fields, source in records(config.all_sources()):
+        held = rename(record, fields) if isinstance(record, Mapping) else {}
+        text, partial = held.get("prompt"), held.get("partial")
+        if not (isinstance(text, str) and text.strip() and isinstance(partial, bool)):
+            raise UserError(
+                f"{where}: the record needs `prompt`, a text, and `partial`, true or false; make such records by "
+                "scripts/make_ifs.py."
+            )
+        found.append(Asked(text, partial, str(held.get("source", source)), str(held.get("task_type", ""))))
     return found

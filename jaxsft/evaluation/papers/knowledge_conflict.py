@@ -29,12 +29,12 @@ from etils import epath
 
 from jaxsft.config import DataConfig, TaskConfig
 from jaxsft.data.conversation import rename
-from jaxsft.data.sources import open_source, row_range
 from jaxsft.errors import UserError
 from jaxsft.evaluation.answers.writing import Writer
 from jaxsft.evaluation.choices.encoded import encoder
+from jaxsft.evaluation.forms import records
 from jaxsft.evaluation.likelihood.perplexity import make_nll
-from jaxsft.evaluation.papers.first_hit import first_hit, normalise
+from jaxsft.evaluation.papers.first_hit import first_hit, normalize
 from jaxsft.evaluation.rows import InMemory, batches
 from jaxsft.evaluation.scoring import example_sums
 from jaxsft.evaluation.task import Result, Subject, Task, by_part, digest, question_ids
@@ -126,7 +126,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
             }
 
         figures = summary(np.arange(len(items))) | {"unknown": unknown, "cut": writer.cut} | by_part(parts, summary)
-        records = [
+        rows = [
             {
                 "task": name,
                 "index": i,
@@ -148,7 +148,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
             }
             for i, item in enumerate(items)
         ]
-        return Result(figures, records)
+        return Result(figures, rows)
 
     report = f"{len(items)} items, {unknown} left out as unknown, {writer.mode}, up to {config.max_new_tokens} tokens"
     return Task(name, report, digest([list(item) for item in items]), measure)
@@ -176,12 +176,10 @@ def read_items(config: DataConfig) -> list[Item]:
       UserError: for a record that is none, naming it, and one whose answers are the same.
     """
     found = []
-    for source in config.all_sources():
-        opened = open_source(source)
-        for record, where in opened.records(*row_range(source.rows, len(opened))):
-            if not isinstance(record, Mapping):
-                raise UserError(f"{where}: the record is a {type(record).__name__}; it must be an object.")
-            found.append(parse_item(rename(record, source.fields), where, opened.name))
+    for record, where, fields, source in records(config.all_sources()):
+        if not isinstance(record, Mapping):
+            raise UserError(f"{where}: the record is a {type(record).__name__}; it must be an object.")
+        found.append(parse_item(rename(record, fields), where, source))
     return found
 
 
@@ -192,7 +190,7 @@ def parse_item(record: Mapping[str, Any], where: str, source: str = "") -> Item:
             raise UserError(f"{where}: `{name}` is {record.get(name)!r}; an item has a context and a question.")
     answer = _forms(record, ("answer",), where)
     memory = _forms(record, ("memory_answer", "parametric_answer"), where)
-    if {normalise(form) for form in answer} & {normalise(form) for form in memory}:
+    if {normalize(form) for form in answer} & {normalize(form) for form in memory}:
         raise UserError(
             f"{where}: the context's answer and memory's are the same, {answer[0]!r}; there is no conflict."
         )
@@ -205,7 +203,7 @@ def parse_item(record: Mapping[str, Any], where: str, source: str = "") -> Item:
 def _forms(record: Mapping[str, Any], names: tuple[str, ...], where: str) -> list[str]:
     value = next((record[name] for name in names if name in record), None)
     forms = [value] if isinstance(value, str) else value
-    if not isinstance(forms, list) or not forms or not all(isinstance(f, str) and normalise(f) for f in forms):
+    if not isinstance(forms, list) or not forms or not all(isinstance(f, str) and normalize(f) for f in forms):
         raise UserError(f"{where}: `{names[0]}` is {value!r}; it must be a text with a word in it, or a list of such.")
     return forms
 
@@ -224,10 +222,10 @@ def read_known(path: epath.PathLike, task: str) -> set[str]:
     if not path.exists():
         raise UserError(f"config.known: no file {path}; write it by scripts/evaluate.py, of the base.")
     try:
-        records = json_lines(path.read_text())
+        held = json_lines(path.read_text())
     except (OSError, ValueError) as error:
         raise UserError(f"config.known={path} is no JSON Lines file ({error}); name the answers, OUT.jsonl.") from error
-    answers = [record for record in records if isinstance(record, dict) and {"task", "id", "recalled"} <= record.keys()]
+    answers = [record for record in held if isinstance(record, dict) and {"task", "id", "recalled"} <= record.keys()]
     own = [record for record in answers if record["task"] == task]
     if not own:
         raise UserError(f"config.known={path} has no answers of a task {task!r} on context and memory.")

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 
 from jaxsft.config import SourceConfig
 from jaxsft.data.conversation import parse
-from jaxsft.data.sources import open_source, row_range
 from jaxsft.errors import UserError
 from jaxsft.evaluation.answers.matching import normalize
-from jaxsft.evaluation.forms import parse_written
+from jaxsft.evaluation.forms import parse_written, records
 
 
 class Seen(NamedTuple):
@@ -39,9 +38,9 @@ def read_seen(config: SourceConfig) -> Seen:
     Raises:
       UserError: for records that are none.
     """
-    opened, found = open_source(config), {"user": set(), "assistant": set()}
-    for record, where in opened.records(*row_range(config.rows, len(opened))):
-        for message in parse(record, where, config.fields).messages:
+    found = {"user": set(), "assistant": set()}
+    for record, where, fields, _ in records([config]):
+        for message in parse(record, where, fields).messages:
             if message.role in found and (said := normalize(message.content or "")):
                 found[message.role].add(said)
     return Seen(frozenset(found["user"]), frozenset(found["assistant"]))
@@ -65,9 +64,9 @@ def without_overlap(config: SourceConfig, seen: Seen, separator: str = "") -> Fi
     Raises:
       UserError: for records that ask nothing, and where none is left.
     """
-    opened, kept, counts = open_source(config), [], {"question": 0, "answer": 0}
-    for record, where in opened.records(*row_range(config.rows, len(opened))):
-        written = parse_written(record, where, config.fields, opened.name, separator)
+    kept, counts = [], {"question": 0, "answer": 0}
+    for record, *place in records([config]):
+        written = parse_written(record, *place, separator)
         asked = written.conversation.messages[-2].content or ""
         if reason := overlaps(asked, written.answers, seen):
             counts[reason] += 1

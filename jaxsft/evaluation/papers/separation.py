@@ -26,11 +26,11 @@ import numpy as np
 
 from jaxsft.config import DataConfig, TaskConfig
 from jaxsft.data.conversation import Message, rename
-from jaxsft.data.sources import open_source, row_range
 from jaxsft.data.templates import NO_TEMPLATE
 from jaxsft.decoding.prompts import Prompt
 from jaxsft.errors import UserError
 from jaxsft.evaluation.answers.writing import Writer
+from jaxsft.evaluation.forms import records
 from jaxsft.evaluation.task import Result, Subject, Task, by_part, digest, question_ids
 
 PLACES = ("ll", "lr", "rl", "rr")
@@ -115,7 +115,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
         a = np.array([witnessed(item.witness, text) for item, text in zip(items, told)])
         b = np.array([witnessed(item.witness, text) for item, text in zip(items, given)])
         figures = separation(a, b) | {"cut": writer.cut} | by_part(parts, lambda at: separation(a[at], b[at]))
-        records = [
+        rows = [
             {
                 "task": name,
                 "index": i,
@@ -131,7 +131,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
             }
             for i, item in enumerate(items)
         ]
-        return Result(figures, records)
+        return Result(figures, rows)
 
     report = f"{len(items)} items, answered twice, {writer.mode}, up to {config.max_new_tokens} tokens"
     return Task(name, report, digest([list(item) for item in items]), measure)
@@ -153,12 +153,10 @@ def read_items(config: DataConfig) -> list[Item]:
       UserError: for a record of neither form, naming it and what it lacks.
     """
     found = []
-    for source in config.all_sources():
-        opened = open_source(source)
-        for record, where in opened.records(*row_range(source.rows, len(opened))):
-            if not isinstance(record, Mapping):
-                raise UserError(f"{where}: the record is a {type(record).__name__}; it must be an object.")
-            found.append(parse_item(rename(record, source.fields), where))
+    for record, where, fields, _ in records(config.all_sources()):
+        if not isinstance(record, Mapping):
+            raise UserError(f"{where}: the record is a {type(record).__name__}; it must be an object.")
+        found.append(parse_item(rename(record, fields), where))
     return found
 
 

@@ -28,10 +28,10 @@ from tqdm import tqdm
 
 from jaxsft.config import DataConfig, TaskConfig
 from jaxsft.data.conversation import rename
-from jaxsft.data.sources import open_source, row_range
 from jaxsft.data.templates import NO_TEMPLATE
 from jaxsft.errors import UserError
 from jaxsft.evaluation.answers.writing import Writer
+from jaxsft.evaluation.forms import records
 from jaxsft.evaluation.programs.sandbox import Limits, Outcome, Sandbox
 from jaxsft.evaluation.task import Result, Subject, Task, digest, question_ids
 
@@ -107,9 +107,8 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
     sandbox, problems = Sandbox(Limits(seconds=code.seconds)), read_problems(config.data)
     plain = config.data.template == NO_TEMPLATE
     asked = [p.text if plain else p.question for p in problems for _ in range(code.samples)]
-    stops = (
-        tuple(sorted({*HEAD_STOPS} & {*TEXT_STOPS})) if plain else ()
-    )  # those that end any; `Problem` knows the others
+    # those that end any program; `Problem.program` knows the others
+    stops = tuple(sorted({*HEAD_STOPS} & {*TEXT_STOPS})) if plain else ()
     drawn = {"temperature": code.temperature, "top_p": code.top_p, "seed": code.seed, "stop_strings": stops}
     writer, name = Writer(asked, config, subject, **drawn), config.name or config.task
     contents = [[p.text, p.tests] for p in problems]
@@ -166,16 +165,12 @@ def read_problems(config: DataConfig) -> list[Problem]:
     Raises:
       UserError: for a record that is none, naming its place.
     """
-    found = []
-    for source in config.all_sources():
-        opened = open_source(source)
-        for record, where in opened.records(*row_range(source.rows, len(opened))):
-            values = rename(record, source.fields) if isinstance(record, Mapping) else {}
-            found.append(_parse(values, where, str(values.get("source") or opened.name)))
-    return found
+    return [_parse(*each) for each in records(config.all_sources())]
 
 
-def _parse(values: Mapping[str, Any], where: str, source: str) -> Problem:
+def _parse(record: Any, where: str, fields: Mapping[str, str], source: str) -> Problem:
+    values = rename(record, fields) if isinstance(record, Mapping) else {}
+    source = str(values.get("source") or source)
     is_text = lambda *names: all(isinstance(values.get(name), str) and values[name].strip() for name in names)
     if is_text("prompt", "test", "entry_point"):
         head, entry = values["prompt"], values["entry_point"]

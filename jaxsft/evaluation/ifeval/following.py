@@ -16,9 +16,9 @@ from typing import Any
 
 from jaxsft.config import DataConfig, TaskConfig
 from jaxsft.data.conversation import rename
-from jaxsft.data.sources import open_source, row_range
 from jaxsft.errors import UserError
-from jaxsft.evaluation.answers.writing import Writer, Written
+from jaxsft.evaluation.answers.writing import Answer, Writer
+from jaxsft.evaluation.forms import records
 from jaxsft.evaluation.ifeval.verifiable import (
     Detect,
     Verdict,
@@ -77,9 +77,9 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
         answers = writer.write(params, adapters, strip=False)
         verdicts = [judge(prompt, answer.text, detect) for prompt, answer in zip(prompts, answers)]
         each = zip(identities, prompts, answers, verdicts)
-        records = [_record(name, i, *of) for i, of in enumerate(each)]
         ended = sum(answer.ended for answer in answers) / len(answers)
-        return Result(summarize(prompts, verdicts) | {"ended": ended, "cut": writer.cut}, records)
+        figures = summarize(prompts, verdicts) | {"ended": ended, "cut": writer.cut}
+        return Result(figures, [_record(name, i, *of) for i, of in enumerate(each)])
 
     count = sum(len(prompt.instructions) for prompt in prompts)
     longest = f"answers of up to {config.max_new_tokens} tokens"
@@ -137,12 +137,7 @@ def read_prompts(config: DataConfig) -> list[Prompt]:
     Raises:
       UserError: for a record without prompt or instructions, or with one that is not known, naming its place.
     """
-    found = []
-    for source in config.all_sources():
-        opened = open_source(source)
-        for record, where in opened.records(*row_range(source.rows, len(opened))):
-            found.append(_parse(record, where, source.fields, opened.name))
-    return found
+    return [_parse(*each) for each in records(config.all_sources())]
 
 
 def _parse(record: Any, where: str, fields: Mapping[str, str], source: str) -> Prompt:
@@ -170,9 +165,7 @@ def _share(verdicts: Sequence[Verdict]) -> float | None:
     return sum(decided) / len(decided) if decided else None
 
 
-def _record(
-    name: str, index: int, identity: str, prompt: Prompt, answer: Written, verdicts: Verdicts
-) -> dict[str, Any]:
+def _record(name: str, index: int, identity: str, prompt: Prompt, answer: Answer, verdicts: Verdicts) -> dict[str, Any]:
     return {
         "task": name,
         "index": index,
