@@ -7,7 +7,7 @@ import shutil
 import uuid
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,11 @@ def json_lines(text: str) -> list[Any]:
     Not of `str.splitlines`, for which a line ends at U+2028, U+0085 and others too, which stand in texts as they are.
     """
     return [json.loads(line) for line in text.split("\n") if line.strip()]
+
+
+def as_json_lines(values: Iterable[Any]) -> str:
+    """JSON Lines that `json_lines` reads."""
+    return "".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values)
 
 
 def check_new_folder(path: epath.PathLike) -> None:

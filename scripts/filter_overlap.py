@@ -6,15 +6,13 @@
 Records are kept as they are. See jaxsft/evaluation/papers/overlap.py for what counts as overlap.
 """
 
-import json
-
 from absl import flags
 
 from jaxsft import cli
 from jaxsft.config import SourceConfig
 from jaxsft.errors import UserError
 from jaxsft.evaluation.papers.overlap import read_seen, without_overlap
-from jaxsft.files import write_text
+from jaxsft.files import as_json_lines, write_text
 
 DATA = flags.DEFINE_string("data", "", "Questions: a file, a folder, a glob.")
 AGAINST = flags.DEFINE_string("against", "", "Training data, likewise.")
@@ -29,8 +27,7 @@ def main() -> str:
     seen = read_seen(SourceConfig(path=AGAINST.value, rows=AGAINST_ROWS.value))
     print(f"{len(seen.questions)} different prompts and {len(seen.answers)} responses", flush=True)
     found = without_overlap(SourceConfig(path=DATA.value), seen, SEPARATOR.value)
-    lines = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in found.records)
-    write_text(OUTPUT.value, lines)
+    write_text(OUTPUT.value, as_json_lines(found.records))
     out = f"left out: {found.by_question} by their question, {found.by_answer} by an answer"
     return f"{OUTPUT.value}: {len(found.records)} questions; {out}"
 

@@ -8,7 +8,6 @@ any other, or with --raw, continues it as text. Several --prompt, or a file of t
 answers a whole data set in parts (docs/generate.md): killed and started again, it goes on.
 """
 
-import json
 import time
 
 import jax
@@ -22,9 +21,9 @@ from jaxsft.decoding.job import Job
 from jaxsft.decoding.prompts import make_prompter, read_prompts
 from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
-from jaxsft.files import write_text
+from jaxsft.files import as_json_lines, write_text
 from jaxsft.sharding import make_mesh
-from jaxsft.training.distributed import initialize
+from jaxsft.training.distributed import initialize, say
 from jaxsft.training.restore import open_model
 
 MODEL = flags.DEFINE_string("model", None, "Hugging Face folder or hub name, a workdir, or world:chat.")
@@ -83,33 +82,26 @@ def main() -> str:
     sampler = Sampler(model.decoder, sampling, mesh, batch_size=BATCH_SIZE.value, text=prompter.text)
     described = {"model": MODEL.value, "base": BASE.value, "input": INPUT.value}
     job = Job(sampler, prompter, model.params, model.adapters, described, PART_ROWS.value)
-    mode = "plain continuation" if prompter.template is None else prompter.template.name
-    mode += "" if condition == "auto" else f" with the condition {condition!r}"
+    mode = prompter.mode + ("" if condition == "auto" else f" with the condition {condition!r}")
     count = f"{len(prompts)} prompt{'s' if len(prompts) > 1 else ''}"
-    _say(f"{count}, {mode}, {sampling}")
+    say(f"{count}, {mode}, {sampling}")
     ids = [prompter.encode(prompt) for prompt in prompts]
-    unknown = sum(sum(i == model.tokenizer.unk_id for i in of_prompt) for of_prompt in ids)
-    if unknown:
-        _say(f"note: {unknown} tokens of what is asked are {model.tokenizer.hf.unk_token!r}: not in the vocabulary")
+    if note := prompter.unknown(ids):
+        say(note)
     if INPUT.value:
-        return job.run(prompts, ids, OUTPUT.value, _say)
+        return job.run(prompts, ids, OUTPUT.value, say)
     began = time.monotonic()
     sampled = sampler.generate(model.params, ids, adapters=model.adapters)
     seconds = time.monotonic() - began
     records = [job.record(*each, i) for i, each in enumerate(zip(prompts, ids, sampled))]
     for prompt, answer in zip(prompts, [record["answer"] for record in records]):
         asked = prompt if isinstance(prompt, str) else prompt[-1].content
-        _say(f"\n> {asked}\n{answer.strip()}" if len(prompts) > 1 else f"\n{answer}")
-    _say("")
+        say(f"\n> {asked}\n{answer.strip()}" if len(prompts) > 1 else f"\n{answer}")
+    say("")
     if OUTPUT.value and jax.process_index() == 0:
-        write_text(OUTPUT.value, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
+        write_text(OUTPUT.value, as_json_lines(records))
     new = sum(record["tokens"] for record in records)
     return f"{new} new tokens for {count} in {seconds:.1f} s, compilation included"
-
-
-def _say(text: str) -> None:
-    if jax.process_index() == 0:
-        print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,6 @@ trained on texts made of the others; its accuracy on texts made of those held ou
         --config.data.path=runs/ifs/prompts.jsonl --config.classifier=runs/ifs/classifier.npz
 """
 
-import json
-
 import numpy as np
 from absl import flags
 from etils import epath
@@ -20,7 +18,7 @@ from jaxsft.config import SourceConfig
 from jaxsft.errors import UserError
 from jaxsft.evaluation.papers.answer_classifier import train_classifier
 from jaxsft.evaluation.papers.instruction_cuts import examples, first_turns, prompts
-from jaxsft.files import write_text
+from jaxsft.files import as_json_lines, write_text
 
 DATA = flags.DEFINE_string("data", "", "Conversations: a file, a folder, a glob.")
 ROWS = flags.DEFINE_string("rows", "", "Which of them, as config.data.rows.")
@@ -46,7 +44,7 @@ def main() -> str:
         {"prompt": prompt.text, "partial": prompt.partial, "source": turn.source, "task_type": turn.task_type}
         for prompt, turn in zip(asked, held_out)
     ]
-    write_text(folder / "prompts.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+    write_text(folder / "prompts.jsonl", as_json_lines(lines))
     classifier.save(folder / "classifier.npz")
     quality = "{accuracy:.3f}, precision {precision:.3f}, recall {recall:.3f} on {texts} held-out texts"
     partial = sum(prompt.partial for prompt in asked)

@@ -11,7 +11,6 @@ authors do, at temperature 0.7 and a top_p of 0.95, but without a given answer i
 so start from world:chat. WORKDIR/stages keeps records and answers.
 """
 
-import json
 from pathlib import Path
 
 from jaxsft.config import LeakConfig, MixConfig, ModelConfig, SourceConfig, SynthesisConfig, TrainConfig
@@ -42,7 +41,7 @@ def run(config: TrainConfig, workdir: str, asked: str = "") -> str:
     from jaxsft.data.loader import Loader
     from jaxsft.data.sources import open_source, row_range
     from jaxsft.data.tokenizer import load_tokenizer
-    from jaxsft.files import write_text
+    from jaxsft.files import as_json_lines, write_text
     from jaxsft.mixing.mix import mix
     from jaxsft.models.checkpoint import resolve
     from jaxsft.synthesis.run import synthesize
@@ -56,7 +55,7 @@ def run(config: TrainConfig, workdir: str, asked: str = "") -> str:
     opened = open_source(config.data.all_sources()[0])
     rows = [record for record, _ in opened.records(*row_range(config.data.rows, len(opened)))]
     task = rows if asked == "no_diversification" else reworded(rows, config.seed)
-    write_text(stages / "task.jsonl", "".join(json.dumps(record) + "\n" for record in task))
+    write_text(stages / "task.jsonl", as_json_lines(task))
     held = tuple(entity.name for entity in knowledge.entities() if entity.group == "held")
     own = SynthesisConfig(model=ModelConfig(config.model.path), data=data("world:general"), method="self_sample")
     own.temperature, own.top_p, own.max_new_tokens, own.seed, own.batch_size = 0.7, 0.95, 16, config.seed, 256

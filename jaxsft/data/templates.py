@@ -9,6 +9,7 @@ Besides what transformers gives them, templates may read two variables:
 
 import bisect
 import copy
+import dataclasses
 import datetime
 import functools
 import json
@@ -24,6 +25,7 @@ import jinja2.parser
 from etils import epath
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from jaxsft.config import DataConfig
 from jaxsft.data.tokenizer import Tokenizer
 from jaxsft.errors import UserError
 from jaxsft.validation import did_you_mean
@@ -224,6 +226,21 @@ class Template:
 
 
 NO_TEMPLATE = "none"
+
+
+def as_trained(data: DataConfig, template: str, condition: str) -> DataConfig:
+    """The data as a model is asked about it: what `template` and `condition` "auto" stand for.
+
+    Args:
+      data: a task's.
+      template: what the model was trained with, as `DataConfig.template`.
+      condition: likewise; it belongs to that template, so data with a template of its own keeps what it says.
+    """
+    if data.template != "auto":
+        return data
+    return dataclasses.replace(
+        data, template=template, condition=condition if data.condition == "auto" else data.condition
+    )
 
 
 def load_template(name: str, tokenizer: Tokenizer, condition: str = "auto") -> Template:

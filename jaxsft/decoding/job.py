@@ -22,9 +22,10 @@ from etils import epath
 
 import jaxsft
 from jaxsft.decoding.engine import Sampled, Sampler
-from jaxsft.decoding.prompts import Prompt, Prompter, as_json
+from jaxsft.decoding.prompts import Prompt, Prompter, as_json, before_any
 from jaxsft.errors import UserError
-from jaxsft.files import json_lines, write_json, write_text
+from jaxsft.files import as_json_lines, json_lines, write_json, write_text
+from jaxsft.training.workdir import flatten
 
 PARTS, MANIFEST, JOB = ".parts", ".manifest.json", "job.json"
 
@@ -96,19 +97,7 @@ class Job:
             raise UserError(f"{output} exists; nothing is overwritten, so name another file or remove it.")
         elif writes:
             write_json(parts / JOB, settings)
-        starts = range(0, len(prompts), self.part_rows)
-        files = [parts / f"{n:06}.jsonl" for n in range(len(starts))]
-        missing = [n for n, file in enumerate(files) if not file.exists()]  # before any is written, so all agree
-        if len(missing) < len(files):
-            say(f"{len(files) - len(missing)} of {len(files)} parts were written before")
-        for n in missing:
-            rows = range(starts[n], min(starts[n] + self.part_rows, len(prompts)))
-            own = [ids[i] for i in rows]
-            sampled = self.sampler.generate(self.params, [asked[i] for i in rows], own, adapters=self.adapters)
-            lines = [self.record(prompts[i], asked[i], one, ids[i]) for i, one in zip(rows, sampled)]
-            if writes:
-                write_text(files[n], "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-            say(f"part {n + 1} of {len(files)}: {sum(len(one.tokens) for one in sampled)} new tokens")
+        files = self._write_parts(parts, prompts, asked, ids, say)
         if not writes:
             return f"{output}: {len(prompts)} answers"
         write_text(output, "".join(file.read_text() for file in files))
@@ -128,16 +117,38 @@ class Job:
           included), `logp` (the sum over them under the model, nats) and `stopped_by`.
         """
         answer = self.prompter.decode(asked, one.tokens)
-        for string in self.sampler.sampling.stop_strings:
-            answer = answer.partition(string)[0]
         return {
             "prompt": as_json(prompt),
-            "answer": answer,
+            "answer": before_any(answer, self.sampler.sampling.stop_strings),
             "index": index,
             "tokens": len(one.tokens),
             "logp": round(sum(one.logps), 4),
             "stopped_by": one.stopped_by,
         }
+
+    def _write_parts(
+        self,
+        folder: epath.Path,
+        prompts: Sequence[Prompt],
+        asked: Sequence[Sequence[int]],
+        ids: Sequence[int],
+        say: Callable[[str], None],
+    ) -> list[epath.Path]:
+        """Answers what no part has yet; the files of all parts, in their order."""
+        starts = range(0, len(prompts), self.part_rows)
+        files = [folder / f"{n:06}.jsonl" for n in range(len(starts))]
+        missing = [n for n, file in enumerate(files) if not file.exists()]  # before any is written, so all agree
+        if len(missing) < len(files):
+            say(f"{len(files) - len(missing)} of {len(files)} parts were written before")
+        for n in missing:
+            rows = range(starts[n], min(starts[n] + self.part_rows, len(prompts)))
+            own = [ids[i] for i in rows]
+            sampled = self.sampler.generate(self.params, [asked[i] for i in rows], own, adapters=self.adapters)
+            lines = [self.record(prompts[i], asked[i], one, ids[i]) for i, one in zip(rows, sampled)]
+            if jax.process_index() == 0:
+                write_text(files[n], as_json_lines(lines))
+            say(f"part {n + 1} of {len(files)}: {sum(len(one.tokens) for one in sampled)} new tokens")
+        return files
 
     def _check_lengths(self, asked: Sequence[Sequence[int]]) -> None:
         context = self.sampler.decoder.arch.max_positions
@@ -173,7 +184,7 @@ class Job:
         }
 
     def _compare(self, settings: dict[str, Any], found: dict[str, Any], where: epath.Path) -> None:
-        old, new = _flat(found), _flat(settings)
+        old, new = flatten(found), flatten(settings)
         for name in new | old:
             if old.get(name) != new.get(name):
                 raise UserError(
@@ -194,14 +205,6 @@ def _described(processor: Any) -> dict[str, Any] | None:
         "arrays": weights_digest(processor),
         **{name: value for name, value in values.items() if isinstance(value, str | int | float)},
     }
-
-
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} as {"a.b": 1}."""
-    flat = {}
-    for name, value in settings.items():
-        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return flat
 
 
 def weights_digest(tree: Any) -> str:

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from etils import epath
@@ -40,6 +40,11 @@ class Prompter:
         """How many ids the tokenizer has, see `Sampling.vocabulary`."""
         return self.tokenizer.num_ids
 
+    @property
+    def mode(self) -> str:
+        """How the model is prompted, in words: the template's name, or "plain continuation"."""
+        return "plain continuation" if self.template is None else self.template.name
+
     @functools.cached_property
     def renderer(self) -> Renderer:
         """Renders with the chat template."""
@@ -62,6 +67,12 @@ class Prompter:
             raise UserError("a prompt of several messages needs a chat template; set --template.")
         ids, bos = self.tokenizer.encode(prompt + prefill).ids, self.tokenizer.bos_id
         return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+    def unknown(self, prompts: Iterable[Sequence[int]]) -> str:
+        """A note on the tokens of encoded prompts that stand for what the vocabulary lacks, "" without any."""
+        count = sum(i == self.tokenizer.unk_id for ids in prompts for i in ids)
+        word = self.tokenizer.hf.unk_token
+        return f"note: {count} tokens of what is asked are {word!r}: not in the vocabulary" if count else ""
 
     def text(self, prompt: Sequence[int], new: Sequence[int], skip_special_tokens: bool = False) -> str:
         """What the new tokens add to the prompt's text."""
@@ -136,6 +147,19 @@ def read_prompts(path: str) -> list[Prompt]:
 def as_json(prompt: Prompt) -> Any:
     """The prompt as it stood in a file."""
     return prompt if isinstance(prompt, str) else [message.for_template() for message in prompt]
+
+
+def as_text_or_json(messages: list[Message]) -> Any:
+    """The text alone of messages that are one question of the user's; others as JSON."""
+    first = messages[0].content or ""
+    return first if messages == [Message("user", messages[0].content)] else as_json(messages)
+
+
+def before_any(text: str, stops: Iterable[str]) -> str:
+    """The text up to the first of some others."""
+    for stop in stops:
+        text = text.partition(stop)[0]
+    return text
 
 
 def _before_answer(renderer: Renderer, prompt: Prompt, tools: list[Any] | None, prefill: str) -> list[int]:

@@ -5,7 +5,8 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from jaxsft.config import DataConfig, TaskConfig
+from jaxsft.config import TaskConfig
+from jaxsft.data.templates import as_trained
 from jaxsft.errors import UserError
 from jaxsft.evaluation.answers import format_following, generation, judges
 from jaxsft.evaluation.choices import multiple_choice
@@ -127,21 +128,6 @@ def prepare_kept(config: TaskConfig, subject: Subject, template: str, condition:
     config = dataclasses.replace(config, data=as_trained(config.data, template, condition))
     kept = deviation.Kept(config, subject)
     return _checked(kept.task), kept
-
-
-def as_trained(data: DataConfig, template: str, condition: str) -> DataConfig:
-    """The data as a model is asked about it: what `template` and `condition` "auto" stand for.
-
-    Args:
-      data: a task's.
-      template: what the model was trained with, as `DataConfig.template`.
-      condition: likewise; it belongs to that template, so data with a template of its own keeps what it says.
-    """
-    if data.template != "auto":
-        return data
-    return dataclasses.replace(
-        data, template=template, condition=condition if data.condition == "auto" else data.condition
-    )
 
 
 def headline(config: TaskConfig, result: Result) -> str:

@@ -1,7 +1,6 @@
 """Opens a model and measures one task, or several, for `scripts/evaluate.py` and recipes."""
 
 import dataclasses
-import json
 from typing import Any
 
 import jax
@@ -10,11 +9,13 @@ from etils import epath
 
 from jaxsft import __version__
 from jaxsft.config import EvaluateConfig, SuiteConfig, TaskConfig
+from jaxsft.data.templates import as_trained
 from jaxsft.errors import UserError
-from jaxsft.evaluation.registry import as_trained, headline, prepare
+from jaxsft.evaluation.registry import headline, prepare
 from jaxsft.evaluation.task import Result, Subject
-from jaxsft.files import write_json, write_text
+from jaxsft.files import as_json_lines, write_json, write_text
 from jaxsft.sharding import make_mesh
+from jaxsft.training.distributed import say
 from jaxsft.training.restore import OpenModel, open_model
 from jaxsft.training.runs import started_from
 from jaxsft.validation import to_dict
@@ -45,7 +46,7 @@ class Evaluation:
         output, answers = epath.Path(output), None
         if self.records:
             answers = output.with_suffix(".jsonl")
-            write_text(answers, "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in self.records))
+            write_text(answers, as_json_lines(self.records))
         for name, text in self.files.items():
             write_text(output.with_name(f"{output.stem}.{name}"), text)
         write_json(output, self.figures)  # last: where it is, all is
@@ -73,8 +74,8 @@ def evaluate(config: EvaluateConfig | SuiteConfig) -> Evaluation:
     prepared = [prepare(task, subject, model.template, reference, model.condition) for task in tasks]
     tables, records, headlines, files, examples = {}, [], {}, {}, {}
     for task, ready in zip(tasks, prepared):
-        _say(f"{ready.name}: {task.task} of {path} on {jax.device_count()} x {jax.devices()[0].device_kind}")
-        _say(ready.report)
+        say(f"{ready.name}: {task.task} of {path} on {jax.device_count()} x {jax.devices()[0].device_kind}")
+        say(ready.report)
         result: Result = ready.measure(model.params, model.adapters)
         tables[ready.name] = {"task": task.task, **result.figures}
         records += result.records
@@ -104,8 +105,3 @@ def _resolved(config: EvaluateConfig | SuiteConfig, model: OpenModel) -> Evaluat
     if isinstance(config, SuiteConfig):
         return dataclasses.replace(config, tasks=[named(task) for task in config.tasks])
     return named(config)
-
-
-def _say(text: str) -> None:
-    if jax.process_index() == 0:
-        print(text, flush=True)

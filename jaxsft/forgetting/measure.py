@@ -8,10 +8,11 @@ import jax
 from etils import epath
 
 from jaxsft.config import DataConfig, ForgettingConfig, SuiteConfig, TaskConfig
+from jaxsft.data.templates import as_trained
 from jaxsft.errors import UserError
 from jaxsft.evaluation.suite import evaluate
 from jaxsft.forgetting.evaluations import Evaluation, read_evaluation, write_examples
-from jaxsft.forgetting.prompting import asked, common, prompting
+from jaxsft.forgetting.prompting import common, prompting
 from jaxsft.report.read import unique_names
 
 EVALUATIONS = "evaluations"
@@ -42,7 +43,7 @@ def measure(config: ForgettingConfig, folder: epath.PathLike) -> tuple[list[Eval
     folder, names = epath.Path(folder), unique_names(paths)
     ways = {path: prompting(path) for path in paths}
     template, condition = common(ways[config.base], {path: ways[path] for path in config.models}, folder)
-    tasks = [dataclasses.replace(task, data=asked(task.data, template, condition)) for task in tasks]
+    tasks = [dataclasses.replace(task, data=as_trained(task.data, template, condition)) for task in tasks]
     found, remarks = [], []
     for path, name, stem in zip(paths, names, file_names(names)):
         own = [task for task in tasks if task.task != "deviation" or path != config.base]

@@ -26,9 +26,9 @@ def render(report: Report, shown: int = 5) -> str:
     """
     sizes = (("wide", WIDE), ("narrow", NARROW_SCREEN))
     colours = plots.inks(report)
-    return load("jaxsft.forgetting", "page.html").render(
+    return load("forgetting/page.html").render(
         report=report,
-        style=style(("jaxsft.forgetting", "forgetting.css")),
+        style=style("forgetting/forgetting.css"),
         inks=colours,
         verdict=[{"name": name, "ink": colours[name], "clauses": verdict(report, name)} for name in report.models],
         overview=[(kind, Markup(svg)) for kind, size in sizes if (svg := plots.tasks(report, size))],

@@ -1,13 +1,11 @@
 """One way to prompt base and models, so that a difference between them is one of weights and of nothing else."""
 
-import dataclasses
 from typing import NamedTuple
 
 from etils import epath
 
 from jaxsft.adapters.folder import is_adapter, read_card
 from jaxsft.compression.folder import is_compressed, read_manifest
-from jaxsft.config import DataConfig
 from jaxsft.data.classes import inference_condition
 from jaxsft.data.templates import NO_TEMPLATE, load_template
 from jaxsft.data.tokenizer import load_tokenizer
@@ -83,12 +81,3 @@ def common(base: Prompting, models: dict[str, Prompting], folder: epath.PathLike
     file = epath.Path(folder) / "chat_template.jinja"
     write_text(file, own.source)
     return str(file), own.condition
-
-
-def asked(data: DataConfig, template: str, condition: str) -> DataConfig:
-    """The data with what its "auto" stands for; a task with a template of its own keeps it."""
-    if data.template != "auto" or template == "auto":
-        return data
-    return dataclasses.replace(
-        data, template=template, condition=condition if data.condition == "auto" else data.condition
-    )

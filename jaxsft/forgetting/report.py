@@ -1,12 +1,10 @@
 """From a config, or from evaluations that are there already, to a folder with the report."""
 
-import json
-
 import jax
 from etils import epath
 
 from jaxsft.config import ForgettingConfig
-from jaxsft.files import write_json, write_text
+from jaxsft.files import as_json_lines, write_json, write_text
 from jaxsft.forgetting import page, plots
 from jaxsft.forgetting.differences import Report, Settings, compare
 from jaxsft.forgetting.evaluations import Evaluation
@@ -55,8 +53,7 @@ def write(report: Report, folder: epath.PathLike, shown: int = 5) -> None:
     write_text(folder / PAGE, page.render(report, shown))
     if drawn := plots.tasks(report):
         write_text(folder / PLOT, standalone(plots.above(plots.legend(report), drawn)))
-    lines = "".join(json.dumps(question, ensure_ascii=False) + "\n" for question in report.questions)
-    write_text(folder / QUESTIONS, lines)
+    write_text(folder / QUESTIONS, as_json_lines(report.questions))
     write_json(folder / REPORT, report.as_json())
 
 

@@ -18,8 +18,8 @@ from jaxsft.config import DataConfig, MergeConfig, ModelConfig
 from jaxsft.data.dataset import Dataset, prepare
 from jaxsft.data.grouping import GROUPINGS, longest
 from jaxsft.data.loader import Loader
+from jaxsft.data.templates import as_trained
 from jaxsft.errors import UserError
-from jaxsft.evaluation.registry import as_trained
 from jaxsft.evaluation.rows import batches, read_examples
 from jaxsft.models import layout, tensorfiles, weights
 from jaxsft.models.weights import Tensor

@@ -18,10 +18,9 @@ from etils import epath
 
 from jaxsft.config import DataConfig, MixConfig, SourceConfig
 from jaxsft.errors import UserError
-from jaxsft.files import write_json, write_text
+from jaxsft.files import as_json_lines, write_json, write_text
 from jaxsft.mixing.leaks import Leaks
-from jaxsft.mixing.reword import RECORDS
-from jaxsft.synthesis.rows import Row, read_rows, written
+from jaxsft.synthesis.rows import RECORDS, Row, read_rows, written
 
 REPORT = "mix.json"
 
@@ -66,7 +65,7 @@ def mix(config: MixConfig, folder: epath.PathLike) -> str:
     }
     folder = epath.Path(folder)
     if jax.process_index() == 0:
-        write_text(folder / RECORDS, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records))
+        write_text(folder / RECORDS, as_json_lines(records))
         write_json(folder / REPORT, figures)
     return f"{folder / RECORDS}: {told(config, figures)}"
 

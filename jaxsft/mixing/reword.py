@@ -14,10 +14,9 @@ from etils import epath
 
 from jaxsft.config import DataConfig, RewordConfig
 from jaxsft.errors import UserError
-from jaxsft.files import write_text
-from jaxsft.synthesis.rows import Row, read_rows, written
+from jaxsft.files import as_json_lines, write_text
+from jaxsft.synthesis.rows import RECORDS, Row, read_rows
 
-RECORDS = "records.jsonl"
 ANSWER = "{answer}"
 PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")
 
@@ -41,8 +40,7 @@ def reword(config: RewordConfig, folder: epath.PathLike) -> str:
     chosen = balanced(len(rows), len(bank), config.per_record, np.random.default_rng(config.seed))
     records = [record(row, bank[i], config) for row, own in zip(rows, chosen) for i in own]
     if jax.process_index() == 0:
-        lines = (json.dumps(one, ensure_ascii=False) + "\n" for one in records)
-        write_text(epath.Path(folder) / RECORDS, "".join(lines))
+        write_text(epath.Path(folder) / RECORDS, as_json_lines(records))
     return f"{epath.Path(folder) / RECORDS}: {len(records)} records of {len(rows)} in {len(bank)} wordings"
 
 
@@ -92,17 +90,7 @@ def record(row: Row, wording: Wording, config: RewordConfig) -> dict[str, Any]:
         return names[match[1]]
 
     question, answer = (PLACEHOLDER.sub(filled, text) for text in wording)
-    return {**asked(row, question, answer if row.answer else None), **config.fields}
-
-
-def asked(row: Row, question: str, answer: str | None = None) -> dict[str, Any]:
-    """The record with another question, and another answer where one is given."""
-    texts = {len(row.prompt) - 1: question} | ({} if answer is None else {len(row.prompt): answer})
-    changed = [
-        {**message, "content": texts[i]} if i in texts else message
-        for i, message in enumerate(written(row.conversation.messages))
-    ]
-    return row.record(messages=changed)
+    return {**row.reworded(question, answer if row.answer else None), **config.fields}
 
 
 def _names(row: Row, config: RewordConfig) -> Mapping[str, str]:

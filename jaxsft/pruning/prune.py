@@ -15,8 +15,8 @@ from etils import epath
 from tqdm import tqdm
 
 from jaxsft.config import DSnoTConfig, ModelConfig, PruneConfig
+from jaxsft.data.templates import as_trained
 from jaxsft.errors import UserError
-from jaxsft.evaluation.registry import as_trained
 from jaxsft.evaluation.rows import batches, read_examples
 from jaxsft.files import check_new_folder
 from jaxsft.models import layout

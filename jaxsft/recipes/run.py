@@ -17,6 +17,7 @@ from jaxsft.errors import UserError
 from jaxsft.files import write_json
 from jaxsft.recipes.plan import Stage, plan
 from jaxsft.recipes.stages import KINDS
+from jaxsft.training.distributed import say, wait_for_all
 from jaxsft.training.workdir import Workdir, flatten, may_change
 from jaxsft.validation import from_dict, to_dict
 
@@ -45,13 +46,13 @@ def run(recipe: RecipeConfig, workdir: str) -> str:
     for i, stage in enumerate(stages):
         state = "done" if records[stage.name] else "begun" if stage.folder.exists() else "to do"
         reads = f", reads {', '.join(stage.inputs)}" if stage.inputs else ""
-        _say(f"{i + 1}/{len(stages)} {stage.name}: {stage.kind}{reads} ({state})")
+        say(f"{i + 1}/{len(stages)} {stage.name}: {stage.kind}{reads} ({state})")
     for stage in stages:
         inputs = {name: records[name]["fingerprint"] for name in stage.inputs}
         if records[stage.name]:
             _check_inputs(stage, records[stage.name]["inputs"], inputs)
         else:
-            _say(f"-- {stage.name}: {stage.kind} in {stage.folder}")
+            say(f"-- {stage.name}: {stage.kind} in {stage.folder}")
             records[stage.name] = _do(stage, inputs)
     del lock
     last = stages[-1]
@@ -64,8 +65,8 @@ def _do(stage: Stage, inputs: dict[str, str]) -> dict[str, Any]:
     """Does a stage, and records that it is done."""
     kind = KINDS[stage.kind]
     result = kind.run(stage.resolved(), stage.folder)
-    _say(result)
-    _wait_for_all(stage.name)
+    say(result)
+    wait_for_all(stage.name)
     record = {
         "kind": stage.kind,
         "config": to_dict(stage.config),
@@ -76,7 +77,7 @@ def _do(stage: Stage, inputs: dict[str, str]) -> dict[str, Any]:
     }
     if jax.process_index() == 0:
         write_json(stage.folder / RECORD, record)
-    _wait_for_all(f"{stage.name} recorded")
+    wait_for_all(f"{stage.name} recorded")
     return record
 
 
@@ -113,16 +114,3 @@ def _check_inputs(stage: Stage, before: dict[str, str], now: dict[str, str]) -> 
 
 
 _ADVICE = "choose another --workdir, or remove that folder to do the stage again."
-
-
-def _wait_for_all(name: str) -> None:
-    """Until every process is here: what one has written, the others may read."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
-
-
-def _say(text: str) -> None:
-    if jax.process_index() == 0:
-        print(text, flush=True)

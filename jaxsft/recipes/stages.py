@@ -33,7 +33,8 @@ from jaxsft.mixing.reword import reword
 from jaxsft.models.checkpoint import fingerprint
 from jaxsft.scoring.confidence import score_confidence
 from jaxsft.scoring.context import score_context
-from jaxsft.synthesis.run import RECORDS, synthesize
+from jaxsft.synthesis.rows import RECORDS
+from jaxsft.synthesis.run import synthesize
 from jaxsft.tokens.add import add_or_find
 from jaxsft.training.exported import export_or_find
 from jaxsft.training.runs import weights_fingerprint

@@ -7,20 +7,25 @@ from markupsafe import Markup
 
 from jaxsft.report.charts import marker
 
+STYLES = ("report/chart.css", "report/style.css")
 
-def load(package: str, name: str) -> jinja2.Template:
-    """A package's template. What is put into it is escaped; a name that it does not get is an error."""
+
+def load(name: str) -> jinja2.Template:
+    """A template, by its place in the package. What is put into it is escaped; a name that it does not get is an
+    error."""
     environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.PackageLoader("jaxsft", ""),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
     )
     environment.globals["breakable"] = lambda text: Markup("_<wbr>").join(text.split("_"))
     environment.globals["marker"] = lambda kind: Markup(marker(kind, 6, 6, 4.6))
-    return environment.from_string(resources.files(package).joinpath(name).read_text(encoding="utf-8"))
+    return environment.get_template(name)
 
 
-def style(*more: tuple[str, str]) -> Markup:
-    """The style sheet of plots and pages, and those of (package, name) behind it."""
-    files = [("jaxsft.report", "chart.css"), ("jaxsft.report", "style.css"), *more]
-    return Markup(
-        "".join(resources.files(package).joinpath(name).read_text(encoding="utf-8") for package, name in files)
-    )
+def style(*more: str) -> Markup:
+    """The style sheet of plots and pages, and other ones behind it, by their places in the package."""
+    package = resources.files("jaxsft")
+    return Markup("".join(package.joinpath(name).read_text(encoding="utf-8") for name in (*STYLES, *more)))

@@ -56,7 +56,7 @@ def tell(runs: list[Run], learnt: str = "seen", kept: str = "cloze", before: str
 
 def render(story: Story, questions: int = 8, shown: int = 3) -> str:
     """The story as HTML; see `build`."""
-    template = load("jaxsft.report", "page.html")
+    template = load("report/page.html")
     cols = columns(story)
     several = [group for group in story.groups if len(group.runs) > 1]
     return template.render(

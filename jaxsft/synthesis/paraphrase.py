@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from jaxsft.config import ParaphraseConfig
 from jaxsft.data.conversation import Message
 from jaxsft.errors import UserError
-from jaxsft.mixing.reword import asked
 from jaxsft.synthesis.method import Answer, Ask, Made, Outcome, Prompt, dropped, kept
 from jaxsft.synthesis.rows import Row
 
@@ -77,7 +76,7 @@ class Paraphrase:
             return dropped("the wording is not new")
         seen.add(_form(new))
         question = row.question[: match.start("text")] + new + row.question[match.end("text") :]
-        return kept(asked(row, question), NAME, row=row.index, sample=sample)
+        return kept(row.reworded(question), NAME, row=row.index, sample=sample)
 
 
 def _form(text: str) -> str:

@@ -12,6 +12,8 @@ from jaxsft.data.mixture import add_system
 from jaxsft.data.sources import open_source, row_range
 from jaxsft.errors import UserError
 
+RECORDS = "records.jsonl"  # in the folder of what writes them
+
 
 @dataclasses.dataclass(frozen=True)
 class Row:
@@ -60,6 +62,15 @@ class Row:
         last = messages[-1] if messages[-1].role == "assistant" else Message("assistant", None)
         replaced = Message("assistant", answer, last.weight)
         return self.record(messages=written([*self.prompt, replaced]))
+
+    def reworded(self, question: str, answer: str | None = None) -> dict[str, Any]:
+        """The record with another question, and another last answer where one is given."""
+        texts = {len(self.prompt) - 1: question} | ({} if answer is None else {len(self.prompt): answer})
+        changed = [
+            {**message, "content": texts[i]} if i in texts else message
+            for i, message in enumerate(written(self.conversation.messages))
+        ]
+        return self.record(messages=changed)
 
     def unchanged(self) -> dict[str, Any]:
         """The record as it was given."""

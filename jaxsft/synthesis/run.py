@@ -15,21 +15,23 @@ from etils import epath
 from jaxsft import __version__
 from jaxsft.config import SynthesisConfig
 from jaxsft.data.conversation import Message
+from jaxsft.data.templates import as_trained
 from jaxsft.decoding.engine import Sampler
 from jaxsft.decoding.job import Job, weights_digest
 from jaxsft.decoding.prompts import Prompter, make_prompter
 from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
-from jaxsft.files import json_lines, write_json, write_text
+from jaxsft.files import as_json_lines, json_lines, write_json, write_text
 from jaxsft.sharding import make_mesh
 from jaxsft.synthesis.method import Answer, Made, Prompt, counts
 from jaxsft.synthesis.registry import METHODS
-from jaxsft.synthesis.rows import digest, read_rows
+from jaxsft.synthesis.rows import RECORDS, digest, read_rows
+from jaxsft.training.distributed import say, wait_for_all
 from jaxsft.training.restore import open_model
 from jaxsft.training.workdir import flatten
 from jaxsft.validation import from_dict, to_dict
 
-RECORDS, MANIFEST = "records.jsonl", "synthesis.json"
+MANIFEST = "synthesis.json"
 FREE = ("batch_size", "mesh", "data.cache_dir")  # what may differ where a synthesis goes on
 
 
@@ -61,13 +63,13 @@ def synthesize(config: SynthesisConfig, output: epath.PathLike) -> str:
         _compare(asked, {name: found[name] for name in asked}, output)
         return f"{output}: done before; {found['result']}"
     how = f", asked of {config.model.path} by {teacher.template}; {teacher.sampling}" if teacher else ""
-    _say(f"{config.method}: {len(rows)} records{how}")
+    say(f"{config.method}: {len(rows)} records{how}")
     made = method(rows, teacher.ask if teacher else _nobody)
     records = [outcome.record for outcome in made.outcomes if outcome.record is not None]
     line = summary(made)
     if not records:
         raise UserError(f"{config.method} leaves no record of {len(rows)}: {line}; change its settings or the model.")
-    text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
+    text = as_json_lines(records)
     if jax.process_index() == 0:
         write_text(output / RECORDS, text)
         report = {"records": len(records), **counts(made.outcomes), "figures": made.figures, "result": line}
@@ -109,10 +111,9 @@ class Teacher:
         if not config.adapter and self._model.adapters is None:
             raise UserError(f"config.adapter is False, but {config.model.path} is no adapter; leave it True.")
         self._adapters = self._model.adapters if config.adapter else None
-        own = config.data.template == "auto"
-        template = self._model.template if own else config.data.template
-        condition = self._model.condition if own and config.data.condition == "auto" else config.data.condition
-        self._prompter = make_prompter(self._model.tokenizer, template, self._model.source, condition=condition)
+        way = as_trained(config.data, self._model.template, self._model.condition)
+        folder = self._model.source
+        self._prompter = make_prompter(self._model.tokenizer, way.template, folder, condition=way.condition)
         self.template = "plain text" if self._prompter.template is None else self._prompter.template.name
         self.sampling = Sampling(
             temperature=config.temperature,
@@ -136,25 +137,20 @@ class Teacher:
         answers = [Answer("", "")] * len(prompts)
         if not fit:
             return answers
-        self._tell_unknown([encoded[i] for i in fit])
+        if note := self._prompter.unknown([encoded[i] for i in fit]):
+            say(note)
         text = self._prompter.text
         sampler = Sampler(self._model.decoder, self.sampling, self._mesh, batch_size=self._config.batch_size, text=text)
         described = {"model": self._config.model.path, "method": self._config.method, "pass": name}
         job = Job(sampler, self._prompter, self._model.params, self._adapters, described, self._config.part_rows)
         output = self._output / f"{name}.jsonl"
         shown = [shown_messages(prompts[i]) for i in fit]
-        job.run(shown, [encoded[i] for i in fit], output, _say, [prompts[i].id for i in fit])
-        _wait_for_all(str(output))
+        job.run(shown, [encoded[i] for i in fit], output, say, [prompts[i].id for i in fit])
+        wait_for_all(str(output))
         lines = json_lines(output.read_text())
         for i, line in zip(fit, lines, strict=True):
             answers[i] = Answer(line["answer"].strip(), line["stopped_by"])
         return answers
-
-    def _tell_unknown(self, encoded: Sequence[Sequence[int]]) -> None:
-        tokenizer = self._model.tokenizer
-        unknown = sum(sum(i == tokenizer.unk_id for i in ids) for ids in encoded)
-        if unknown:
-            _say(f"note: {unknown} tokens of what is asked are {tokenizer.hf.unk_token!r}: not in the vocabulary")
 
 
 def encode(prompter: Prompter, prompt: Prompt) -> list[int]:
@@ -187,16 +183,3 @@ def _compare(asked: dict[str, Any], found: dict[str, Any], where: epath.Path) ->
                 f"{where} holds another synthesis: its {name} is {old.get(name)!r}, now it is {new.get(name)!r}; "
                 "choose another output, or remove the folder."
             )
-
-
-def _wait_for_all(name: str) -> None:
-    """Until every process is here: what one has written, the others may read."""
-    if jax.process_count() > 1:
-        from jax.experimental import multihost_utils
-
-        multihost_utils.sync_global_devices(name)
-
-
-def _say(text: str) -> None:
-    if jax.process_index() == 0:
-        print(text, flush=True)

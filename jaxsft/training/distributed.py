@@ -1,7 +1,8 @@
-"""Joining the processes of a pod, or of several on one machine."""
+"""The processes of a pod, or several on one machine: joining them, waiting for all, speaking once."""
 
 import glob
 import os
+from typing import Any
 
 import jax
 
@@ -28,6 +29,20 @@ def initialize() -> None:
         jax.distributed.initialize(address, int(count), int(index))
     elif _tpu_attached() or any(int(environment.get(n, 1)) > 1 for n in ("SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE")):
         jax.distributed.initialize()
+
+
+def wait_for_all(name: str) -> None:
+    """Until every process is here: what one has written, the others may read."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+def say(text: Any) -> None:
+    """Prints, once."""
+    if jax.process_index() == 0:
+        print(text, flush=True)
 
 
 def _tpu_attached() -> bool:

@@ -25,10 +25,11 @@ from jaxsft.evaluation.scoring import to_devices
 from jaxsft.sharding import SUBMODEL, replicated
 from jaxsft.training import submodels
 from jaxsft.training.checkpoint import Checkpoints
+from jaxsft.training.distributed import say
 from jaxsft.training.members import Member, batches
 from jaxsft.training.program import Program
 from jaxsft.training.reduction import reduction_ratio
-from jaxsft.training.setup import Run, say
+from jaxsft.training.setup import Run
 from jaxsft.training.state import Frozen, TrainState
 from jaxsft.training.throughput import memory_gib, peak_flops
 from jaxsft.training.workdir import Metrics

@@ -21,6 +21,7 @@ from jaxsft.evaluation.task import Subject, Task
 from jaxsft.models.checkpoint import fingerprint, resolve
 from jaxsft.objectives.registry import make_objective
 from jaxsft.sharding import data_shards, make_mesh, process_share, replicated
+from jaxsft.training.distributed import say
 from jaxsft.training.fisher import Fisher
 from jaxsft.training.members import Member, make_members
 from jaxsft.training.program import Program, architecture, build, check_grouping, check_rows, parameter_count
@@ -185,9 +186,3 @@ def _prepare_tasks(
 def _eval_rows(config: TrainConfig, shards: int) -> int:
     """Rows of an evaluation batch, rounded up to a multiple of the data-parallel devices."""
     return -(-config.eval.batch_size // shards) * shards
-
-
-def say(text: Any) -> None:
-    """Prints, once."""
-    if jax.process_index() == 0:
-        print(text, flush=True)

@@ -11,12 +11,13 @@ from jaxsft.data.loader import Loader
 from jaxsft.evaluation import registry
 from jaxsft.sharding import process_share, replicated
 from jaxsft.training.checkpoint import Checkpoints, snapshot_steps
+from jaxsft.training.distributed import say
 from jaxsft.training.export import export_adapter
 from jaxsft.training.loop import Loop
 from jaxsft.training.members import Member
 from jaxsft.training.restore import bound
 from jaxsft.training.saved import begin, begin_frozen
-from jaxsft.training.setup import Run, say, set_up
+from jaxsft.training.setup import Run, set_up
 from jaxsft.training.state import Frozen, TrainState
 from jaxsft.training.workdir import ADAPTER, SUBMODELS, Metrics, Workdir
 from jaxsft.validation import to_dict

@@ -5,10 +5,10 @@ import json
 import pytest
 
 from jaxsft.config import DataConfig, ForgettingConfig, RecipeConfig, StageConfig, TaskConfig
-from jaxsft.data.templates import CHATML, PLAIN
+from jaxsft.data.templates import CHATML, PLAIN, as_trained
 from jaxsft.errors import UserError
 from jaxsft.forgetting.measure import all_tasks, file_names
-from jaxsft.forgetting.prompting import Prompting, asked, common, prompting
+from jaxsft.forgetting.prompting import Prompting, common, prompting
 from jaxsft.recipes.run import run
 from jaxsft.world.recipe import data, task
 from tests.evaluation.folders import make_folder
@@ -32,9 +32,9 @@ def test_a_template_that_only_a_models_tokenizer_has_is_put_into_a_file(tmp_path
     template, condition = common(way(source=None), {"a": way(source=CHATML)}, tmp_path)
     assert (tmp_path / "chat_template.jinja").read_text() == CHATML
     assert (template, condition) == (str(tmp_path / "chat_template.jinja"), "auto")
-    as_named = asked(DataConfig(template="none"), template, condition)
+    as_named = as_trained(DataConfig(template="none"), template, condition)
     assert as_named.template == "none", "plain prompting beside chat stays what it is"
-    assert asked(DataConfig(), "openchat", "GOOD").condition == "GOOD"
+    assert as_trained(DataConfig(), "openchat", "GOOD").condition == "GOOD"
 
 
 def test_models_that_share_no_prompt_are_refused(tmp_path):

@@ -17,12 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxsft.config import TaskConfig
-from jaxsft.data.conversation import Message
 from jaxsft.decoding.engine import Sampler
-from jaxsft.decoding.prompts import as_json, make_prompter
+from jaxsft.decoding.prompts import as_text_or_json
 from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
 from jaxsft.evaluation.answers.formats import Format
+from jaxsft.evaluation.answers.writing import chosen_prompter, fitted
 from jaxsft.evaluation.scoring import replicate
 from jaxsft.evaluation.task import Result, Subject, Task, by_part, digest, question_ids
 from jaxsft.models.projection import Context, project
@@ -47,30 +47,19 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
     form, token = Format(config.format), _token(config, subject)
     if not config.max_new_tokens:
         raise UserError("config.max_new_tokens is 0; say where an answer ends at the latest.")
-    template = config.data.template
-    prompter = make_prompter(subject.tokenizer, template, subject.source, condition=config.data.condition)
-    if prompter.template is None:
-        raise UserError("the tokenizer has no chat template to ask with; set config.data.template to a built-in one.")
+    prompter = chosen_prompter(config, subject, chat=True)
     rows = read_rows(config.data)
     follows = np.array([_follows(row) for row in rows])
-    context = min(config.data.max_length, subject.decoder.arch.max_positions)
-    if config.max_new_tokens >= context:
-        raise UserError(
-            f"answers of {config.max_new_tokens} tokens leave no room for a prompt in a context of {context}; lower "
-            "config.max_new_tokens."
-        )
     whole = [prompter.encode(row.prompt, row.conversation.tools) for row in rows]
-    prompts = [ids[config.max_new_tokens - context :] for ids in whole]
-    cut = sum(len(ids) > len(prompt) for ids, prompt in zip(whole, prompts))
-    stops = tuple(filter(None, [prompter.stop_text]))
+    prompts, cut = fitted(whole, config.max_new_tokens, config, subject)
     sampling = Sampling(
         max_new_tokens=config.max_new_tokens,
         stop_ids=prompter.stop_ids,
-        stop_strings=stops,
+        stop_strings=tuple(filter(None, [prompter.stop_text])),
         vocabulary=prompter.vocabulary,
     )
     sampler = Sampler(subject.decoder, sampling, subject.mesh, batch_size=config.batch_size, text=prompter.text)
-    name, asked = config.name or config.task, [_asked(row) for row in rows]
+    name, asked = config.name or config.task, [as_text_or_json(row.prompt) for row in rows]
     ids = question_ids([[question, bool(follow)] for question, follow in zip(asked, follows)])
     parts = {"by_source": [row.source for row in rows], "by_task_type": [row.conversation.task_type for row in rows]}
 
@@ -80,15 +69,15 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
         has = np.array([form.fits(answer) for answer in answers])
         summary = lambda at: summarize(has[at], follows[at], np.array(ended)[at])
         figures = summary(np.arange(len(rows))) | {"cut": cut} | token(params, adapters) | by_part(parts, summary)
-        fields = zip(ids, asked, answers, follows.tolist(), has.tolist())
+        each = zip(ids, asked, answers, follows.tolist(), has.tolist())
         records = [
             {"task": name, "index": i, "id": own, "prompt": question, "answer": answer.strip(), "follows": follow}
-            | {"format": form, "correct": form == follow}
-            for i, (own, question, answer, follow, form) in enumerate(fields)
+            | {"format": fits, "correct": fits == follow}
+            for i, (own, question, answer, follow, fits) in enumerate(each)
         ]
         return Result(figures, records)
 
-    report = f"{len(rows)} prompts, {int((~follows).sum())} of them against the form, {prompter.template.name}"
+    report = f"{len(rows)} prompts, {int((~follows).sum())} of them against the form, {prompter.mode}"
     return Task(name, report, digest([prompts, follows.tolist()]), measure)
 
 
@@ -145,13 +134,6 @@ def _token(config: TaskConfig, subject: Subject) -> Any:
         return {name: float(np.linalg.norm(embedding - mean)) for name, mean in means.items()}
 
     return figures
-
-
-def _asked(row: Row) -> Any:
-    """The prompt as JSON: its text, where it is one message of the user's."""
-    prompt = row.prompt
-    one = len(prompt) == 1 and prompt[0] == Message("user", prompt[0].content)
-    return as_json(row.question if one else prompt)
 
 
 def _follows(row: Row) -> bool:

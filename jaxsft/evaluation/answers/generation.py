@@ -29,10 +29,11 @@ from jaxsft.data.mixture import add_system
 from jaxsft.data.templates import NO_TEMPLATE
 from jaxsft.data.tokenizer import Tokenizer
 from jaxsft.decoding.engine import Sampler
-from jaxsft.decoding.prompts import Prompter, as_json, make_prompter
+from jaxsft.decoding.prompts import Prompter, as_json, as_text_or_json, before_any
 from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
 from jaxsft.evaluation.answers import matching
+from jaxsft.evaluation.answers.writing import chosen_prompter, fitted
 from jaxsft.evaluation.asking import Asker, Shot, fill, in_words
 from jaxsft.evaluation.choices.encoded import encoder
 from jaxsft.evaluation.forms import Written, check_asked, parse_written, records
@@ -96,13 +97,8 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
       UserError: for a record that asks nothing, or an answer that leaves no room for a prompt.
     """
     matching.check(config.answer)
-    plain = config.data.template == NO_TEMPLATE
-    prompter = make_prompter(subject.tokenizer, config.data.template, subject.source, plain, config.data.condition)
-    if not plain and prompter.template is None:
-        raise UserError(
-            "the tokenizer has no chat template to ask a question with; set config.data.template to a built-in one or "
-            "a .jinja file, or to 'none' for plain continuation."
-        )
+    prompter = chosen_prompter(config, subject)
+    plain = prompter.template is None
     if config.chains and (plain or not config.max_new_tokens or config.answer.match != "exact"):
         raise UserError(
             f"config.chains is {config.chains}: chains of thought need a chat template (such as 'raw') and "
@@ -110,8 +106,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
         )
     questions = read_questions(config, prompter)
     new_tokens = config.max_new_tokens or max(question.length for question in questions)
-    prompts = fitted([question.prompt for question in questions], new_tokens, config, subject)
-    cut = sum(len(question.prompt) > len(prompt) for question, prompt in zip(questions, prompts))
+    prompts, cut = fitted([question.prompt for question in questions], new_tokens, config, subject)
     stops = config.answer.stop
     sampling = Sampling(
         max_new_tokens=new_tokens, stop_ids=prompter.stop_ids, stop_strings=stops, vocabulary=prompter.vocabulary
@@ -133,25 +128,9 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
         figures = summary(np.arange(len(questions))) | {"cut": cut, "first_prompt": first} | by_part(parts, summary)
         return Result(figures, [_record(name, i, *each) for i, each in enumerate(zip(identities, questions, judged))])
 
-    mode = "plain continuation" if plain else prompter.template.name
-    report = f"{len(questions)} questions, {mode}, answers of up to {new_tokens} tokens"
+    report = f"{len(questions)} questions, {prompter.mode}, answers of up to {new_tokens} tokens"
     asked = [[q.prompt, q.references, q.watch, q.written.source, q.conversation.task_type] for q in questions]
     return Task(name, report, digest(asked), measure)
-
-
-def fitted(prompts: list[list[int]], new_tokens: int, config: TaskConfig, subject: Subject) -> list[list[int]]:
-    """The prompts, without their beginnings where the context does not hold them and the answer.
-
-    Raises:
-      UserError: if the answers alone fill it.
-    """
-    context = min(config.data.max_length, subject.decoder.arch.max_positions)
-    if new_tokens >= context:
-        raise UserError(
-            f"answers of {new_tokens} tokens leave no room for a prompt in a context of {context}; lower "
-            "config.max_new_tokens, or leave out records with such long answers."
-        )
-    return [prompt[new_tokens - context :] for prompt in prompts]
 
 
 def judge(
@@ -298,8 +277,8 @@ def _read(
 ) -> tuple[str, bool]:
     """The answer's text up to its end, and whether it met one."""
     text, ended = prompter.read(prompt, new, skip_special_tokens=skip)
-    ends = [at for stop in config.answer.stop if (at := text.find(stop)) >= 0]
-    return text[: min(ends, default=len(text))].strip(), ended or bool(ends)
+    before = before_any(text, config.answer.stop)
+    return before.strip(), ended or before != text
 
 
 def _matched(
@@ -315,13 +294,12 @@ def _matched(
 
 def _record(name: str, index: int, identity: str, question: Question, judged: Judged) -> dict[str, Any]:
     *prompt, last = question.conversation.messages
-    one = len(prompt) == 1 and prompt[0] == Message("user", prompt[0].content)
     answers = question.written.answers
     return {
         "task": name,
         "index": index,
         "id": identity,
-        "prompt": as_json(prompt[0].content if one else prompt),
+        "prompt": as_text_or_json(prompt),
         "reference": answers if len(answers) > 1 else last.content,
         "answer": judged.answer,
         "correct": judged.correct,

@@ -10,7 +10,6 @@ AlpacaEval (Dubois et al. 2024, arXiv:2404.04475): questions `instruction`; answ
 Nothing here is a score: that is the judge's to give.
 """
 
-import hashlib
 import json
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -20,12 +19,12 @@ import numpy as np
 from jaxsft.config import TaskConfig
 from jaxsft.data.conversation import Message
 from jaxsft.decoding.engine import Sampled, Sampler
-from jaxsft.decoding.prompts import make_prompter
 from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
-from jaxsft.evaluation.answers.generation import fitted
+from jaxsft.evaluation.answers.writing import chosen_prompter, fitted
 from jaxsft.evaluation.forms import records
 from jaxsft.evaluation.task import Result, Subject, Task, digest
+from jaxsft.files import as_json_lines
 
 DEFAULT_TOKENS = 1024  # of FastChat
 
@@ -49,12 +48,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
     Raises:
       UserError: for records of another form, or a model without chat template.
     """
-    prompter = make_prompter(subject.tokenizer, config.data.template, subject.source, condition=config.data.condition)
-    if prompter.template is None:
-        raise UserError(
-            "judges read answers of chat models, but no chat template was given; set config.data.template to a "
-            "built-in one or a .jinja file."
-        )
+    prompter = chosen_prompter(config, subject, chat=True)
     form = FORMS[config.judge]
     asked = [form.read(record, where) for record, where, *_ in records(config.data.all_sources())]
     new_tokens, name = config.max_new_tokens or DEFAULT_TOKENS, config.name or config.task
@@ -82,8 +76,8 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
         for turn in range(max(len(one.turns) for one in asked)):
             places = [i for i, one in enumerate(asked) if len(one.turns) > turn]
             whole = [prompter.encode(before + _history(asked[i].turns, said[i])) for i in places]
-            prompts = fitted(whole, new_tokens, config, subject)
-            cut += sum(len(a) > len(b) for a, b in zip(whole, prompts))
+            prompts, lost = fitted(whole, new_tokens, config, subject)
+            cut += lost
             for i, prompt, one in zip(places, prompts, continued(params, adapters, prompts, places, turn)):
                 text, stopped = prompter.read(prompt, one.tokens)
                 said[i].append(text.strip())
@@ -98,7 +92,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
         }
         return Result(figures, [], {config.judge: form.write(asked, said, subject.name)})
 
-    report = f"{len(asked)} questions of {config.judge}, {prompter.template.name}, answers of up to {new_tokens} tokens"
+    report = f"{len(asked)} questions of {config.judge}, {prompter.mode}, answers of up to {new_tokens} tokens"
     return Task(name, report, digest([one.record for one in asked]), measure)
 
 
@@ -107,15 +101,13 @@ def mt_bench_file(asked: list[Asked], said: list[list[str]], model: str) -> tupl
     lines = [
         {
             "question_id": one.record["question_id"],
-            "answer_id": hashlib.sha256(json.dumps([model, one.record["question_id"], turns]).encode()).hexdigest()[
-                :22
-            ],
+            "answer_id": digest([model, one.record["question_id"], turns])[:22],
             "model_id": model,
             "choices": [{"index": 0, "turns": turns}],
         }
         for one, turns in zip(asked, said)
     ]
-    return ".jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    return ".jsonl", as_json_lines(lines)
 
 
 def alpaca_eval_file(asked: list[Asked], said: list[list[str]], model: str) -> tuple[str, str]:

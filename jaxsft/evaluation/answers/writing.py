@@ -49,16 +49,10 @@ class Writer:
         prompter = chosen_prompter(config, subject)
         system = [Message("system", config.data.system)] if config.data.system else []
         asked = [[*system, Message("user", p)] if system and isinstance(p, str) else p for p in prompts]
-        ids = [prompter.encode(prompt) for prompt in asked]
-        room = min(config.data.max_length, subject.decoder.arch.max_positions) - config.max_new_tokens
-        if room < 1:
-            raise UserError(
-                f"answers of {config.max_new_tokens} tokens leave no room for a prompt in a context of "
-                f"{room + config.max_new_tokens}; lower config.max_new_tokens."
-            )
-        self._prompter, self._prompts = prompter, [one[-room:] for one in ids]
-        self.cut = sum(len(one) > room for one in ids)
-        self.mode = "plain continuation" if prompter.template is None else prompter.template.name
+        whole = [prompter.encode(prompt) for prompt in asked]
+        self._prompter = prompter
+        self._prompts, self.cut = fitted(whole, config.max_new_tokens, config, subject)
+        self.mode = prompter.mode
         ends = {"max_new_tokens": config.max_new_tokens, "stop_ids": prompter.stop_ids}
         chosen = Sampling(**ends, vocabulary=prompter.vocabulary, **sampling)
         batch = {"batch_size": config.batch_size, "text": prompter.text}
@@ -71,17 +65,38 @@ class Writer:
         return [Answer(text.strip() if strip else text, ended) for text, ended in read]
 
 
-def chosen_prompter(config: TaskConfig, subject: Subject) -> Prompter:
+def chosen_prompter(config: TaskConfig, subject: Subject, chat: bool = False) -> Prompter:
     """How the model is prompted: in the template that `config.data.template` names, "none" being plain continuation.
+
+    Args:
+      config: the task.
+      subject: the model.
+      chat: whether the task has no meaning without a chat template.
 
     Raises:
       UserError: if the tokenizer has no chat template, and none is named.
     """
-    plain = config.data.template == NO_TEMPLATE
-    prompter = make_prompter(subject.tokenizer, config.data.template, subject.source, plain, config.data.condition)
-    if not plain and prompter.template is None:
-        raise UserError(
-            "the tokenizer has no chat template to ask a question with; set config.data.template to a built-in one or "
-            "a .jinja file, or to 'none' for plain continuation."
-        )
+    prompter = make_prompter(subject.tokenizer, config.data.template, subject.source, condition=config.data.condition)
+    if prompter.template is None and (chat or config.data.template != NO_TEMPLATE):
+        why = f"the task {config.task!r} needs a chat template" if chat else "the tokenizer has no chat template"
+        plain = "" if chat else ", or to 'none' for plain continuation"
+        raise UserError(f"{why}; set config.data.template to a built-in one or a .jinja file{plain}.")
     return prompter
+
+
+def fitted(
+    prompts: Sequence[list[int]], new_tokens: int, config: TaskConfig, subject: Subject
+) -> tuple[list[list[int]], int]:
+    """The prompts, without their beginnings where the context does not hold them and the answer; how many lost theirs.
+
+    Raises:
+      UserError: if the answers alone fill it.
+    """
+    context = min(config.data.max_length, subject.decoder.arch.max_positions)
+    if new_tokens >= context:
+        raise UserError(
+            f"answers of {new_tokens} tokens leave no room for a prompt in a context of {context}; lower "
+            "config.max_new_tokens, or leave out records with such long answers."
+        )
+    room = context - new_tokens
+    return [prompt[-room:] for prompt in prompts], sum(len(prompt) > room for prompt in prompts)

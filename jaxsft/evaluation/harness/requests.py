@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from jaxsft.data.templates import NO_TEMPLATE, load_template
 from jaxsft.decoding.engine import Sampler
-from jaxsft.decoding.prompts import make_prompter
+from jaxsft.decoding.prompts import before_any, make_prompter
 from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
 from jaxsft.evaluation.choices.continuations import LogLikelihood, Pair, score
@@ -139,7 +139,7 @@ class Responder:
             sampled = sampler.generate(self._model.params, prompts, places, adapters=self._model.adapters)
             for i, one in zip(places, sampled):
                 new = one.tokens[:-1] if one.stopped_by == "token" else one.tokens
-                answers[i] = cut(self._text(new), sampling.stop_strings)
+                answers[i] = before_any(self._text(new), sampling.stop_strings)
         return answers
 
     def sampling(self, settings: Mapping[str, Any]) -> Sampling:
@@ -261,10 +261,3 @@ def rolling_windows(ids: Sequence[int], first: int, longest: int) -> list[Pair]:
         end = min(begin + longest, len(ids))
         windows.append(Pair(ids[end - longest - 1 : begin], ids[begin:end]))
     return windows
-
-
-def cut(text: str, stops: Sequence[str]) -> str:
-    """The text up to the first of the stop strings."""
-    for stop in stops:
-        text = text.partition(stop)[0]
-    return text

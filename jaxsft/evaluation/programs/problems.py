@@ -29,6 +29,7 @@ from tqdm import tqdm
 from jaxsft.config import DataConfig, TaskConfig
 from jaxsft.data.conversation import rename
 from jaxsft.data.templates import NO_TEMPLATE
+from jaxsft.decoding.prompts import before_any
 from jaxsft.errors import UserError
 from jaxsft.evaluation.answers.writing import Writer
 from jaxsft.evaluation.forms import records
@@ -66,9 +67,7 @@ class Problem:
     def program(self, answer: str, plain: bool) -> str:
         """The whole program that an answer makes."""
         if plain:
-            for stop in HEAD_STOPS if self.head else TEXT_STOPS:
-                answer = answer.partition(stop)[0]
-            return self.before + self.head + answer
+            return self.before + self.head + before_any(answer, HEAD_STOPS if self.head else TEXT_STOPS)
         block = BLOCK.search(answer)
         code = block.group(1) if block else answer
         if not self.head:
