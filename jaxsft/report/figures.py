@@ -35,6 +35,8 @@ METRICS = {
         Metric("mean_token_accuracy", "token accuracy", True, True),
         Metric("prompt_strict", "prompts followed", True, True),
         Metric("prompt_loose", "prompts followed, loosely", True, True),
+        Metric("instruction_strict", "instructions followed", True, True),
+        Metric("instruction_loose", "instructions followed, loosely", True, True),
         Metric("pass_at_1", "pass@1", True, True),
         Metric("format_accuracy", "format accuracy", True, True),
         Metric("ifs", "IFS", True, True),
@@ -51,10 +53,16 @@ METRICS = {
         Metric("flexible_match", "flexible match", True, True),
         Metric("contains", "contains", True, True),
         Metric("f1", "F1", True, True),
+        Metric("macro_f1", "macro F1", True, True),
+        Metric("bleu", "BLEU", False, True),
+        Metric("chrf", "chrF", False, True),
+        Metric("right_mass", "mass on right choices", True, True),
+        Metric("ece", "calibration error", True, False),
         Metric("watched", "watched", True),
         Metric("cv", "CV of expert load"),
         Metric("own_type", "weight on own type", True),
         Metric("ended", "answers that end", True, True),
+        Metric("tokens", "tokens"),
         Metric("support/replaced", "tuned weights replaced", True),
         Metric("support/since_first", "tuned since the first change", True),
         Metric("support/forgotten", "norm of dropped deltas over all", True),
@@ -63,7 +71,7 @@ METRICS = {
 }
 HEADLINES = (
     "exact_match", "accuracy", "prompt_strict", "pass_at_1", "format_accuracy", "ifs", "separation", "counterfactual",
-    "nll_per_token", "loss", "perplexity", "deviation", "kl_per_token",
+    "nll_per_token", "loss", "perplexity", "deviation", "kl_per_token", "cv", "tokens",
 )  # fmt: skip
 SUPPORT = ("support/replaced", "support/since_first", "support/forgotten", "support/age")  # at changes of a support
 SECOND = ("watched", "kl_per_token", "own_type")  # columns of their own beside the headline
