@@ -19,7 +19,6 @@ from jaxsft.config import MeshConfig, ModelConfig
 from jaxsft.decoding.engine import Sampler
 from jaxsft.decoding.job import Job
 from jaxsft.decoding.prompts import make_prompter, read_prompts
-from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
 from jaxsft.files import as_json_lines, write_text
 from jaxsft.sharding import make_mesh
@@ -67,16 +66,14 @@ def main() -> str:
     condition = CONDITION.value if CONDITION.value is not None else model.condition if own else "auto"
     template = model.template if TEMPLATE.value == "auto" else TEMPLATE.value
     prompter = make_prompter(model.tokenizer, template, model.source, RAW.value, condition)
-    sampling = Sampling(
+    sampling = prompter.sampling(
+        (*STOP.value, *prompter.stop_texts),
         temperature=TEMPERATURE.value,
         top_k=TOP_K.value,
         top_p=TOP_P.value,
         min_p=MIN_P.value,
         repetition_penalty=PENALTY.value,
         max_new_tokens=MAX_NEW_TOKENS.value,
-        stop_ids=prompter.stop_ids,
-        stop_strings=(*STOP.value, *filter(None, [prompter.stop_text])),
-        vocabulary=prompter.vocabulary,
         seed=SEED.value,
     )
     sampler = Sampler(model.decoder, sampling, mesh, batch_size=BATCH_SIZE.value, text=prompter.text)

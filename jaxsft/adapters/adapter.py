@@ -27,10 +27,8 @@ class Adapter(Base):
       name: the kind, as in `config.adapter.kind`; its settings are in the field of that name.
       config: the settings; their `targets` are logical-path patterns.
       arch: the model.
-      ties: whether it knows what a tied embedding is as the head, `transposed`.
     """
 
-    ties = False
     name: str
     config: Any
     arch: Architecture

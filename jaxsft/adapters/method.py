@@ -75,6 +75,7 @@ class Base:
     trains_base: bool = False  # whether the base's own weights are trained, and so wanted in float32
     decays_after: bool = False  # whether weight decay acts on the parameters as the optimizer has moved them
     observes_each: bool = False  # whether `observe` sees the gradients of each micro-batch, and not their sum
+    ties: bool = False  # whether it may be targeted at an embedding that is tied to the head
     may_change: tuple[str, ...] = ("dropout",)  # settings that may differ where a run goes on from another's adapter
 
     @property

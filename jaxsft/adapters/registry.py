@@ -61,7 +61,7 @@ def make_method(config: TrainConfig, arch: Architecture, steps: int) -> Method:
             "config.optimizer.freeze has no effect under an adapter; leave it empty and narrow the targets."
         )
     where, patterns = method.patterns
-    if arch.tied and layout.matches(patterns, "embed") and not getattr(method, "ties", False):
+    if arch.tied and layout.matches(patterns, "embed") and not method.ties:
         raise UserError(
             f"{where} names embed, which is tied to this model's head: merging the adapter would change the head too; "
             "choose patterns that leave embed out."

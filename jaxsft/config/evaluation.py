@@ -128,11 +128,11 @@ class TaskConfig:
         (whether it keeps instruction and data apart) or "knowledge_conflict" (whether it believes a context that
         contradicts what it knows).
       data: the rows to score; packed or not, the figures do not change. `template` "auto" is the run's own.
-      batch_size: rows of a batch; for "generation" and "format": prompts answered at once.
+      batch_size: rows of a batch, or prompts answered at once.
       normalize: for "multiple_choice": divide a choice's log-likelihood by its "tokens", "characters", "bytes" or
         "none"; or subtract what it is without the question ("unconditional").
       max_new_tokens: where an answer that the model writes ends at the latest; 0 is, for "generation", as many tokens
-        as the longest reference and its end of turn need.
+        as the longest reference and its end of turn need, for "answers" 1024, and for others refused.
       instruction_in: for "separation": where the instruction stands, in the "system" turn, or with the data in the
         "user" turn, there with "labels" before both if asked for; without a chat template all is one text.
       classifier: for "instruction_following": a file that scripts/make_ifs.py made, or "heuristic", a rule of thumb
@@ -143,7 +143,7 @@ class TaskConfig:
         `jaxsft.data.dcot`); 0 asks as the records stand.
       format: for "format": the form.
       code: for "code": how programs are drawn and run.
-      prompt: how questions are put, for "multiple_choice", "generation" and "answers".
+      prompt: how questions are put, for "multiple_choice" and "generation".
       choices: for "multiple_choice": what is scored of a choice, its "text" or its letter ("letters").
       premise: for the normalization "unconditional": what stands in the place of the question.
       answer: for "generation": how an answer is judged.

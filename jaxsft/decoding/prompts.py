@@ -14,6 +14,7 @@ from jaxsft.data.render import Renderer
 from jaxsft.data.sources import open_source
 from jaxsft.data.templates import NO_TEMPLATE, Template, load_template
 from jaxsft.data.tokenizer import Tokenizer
+from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
 
 Prompt = str | list[Message]
@@ -36,19 +37,28 @@ class Prompter:
     stop_text: str
 
     @property
-    def vocabulary(self) -> int:
-        """How many ids the tokenizer has, see `Sampling.vocabulary`."""
-        return self.tokenizer.num_ids
-
-    @property
     def mode(self) -> str:
         """How the model is prompted, in words: the template's name, or "plain continuation"."""
         return "plain continuation" if self.template is None else self.template.name
+
+    @property
+    def stop_texts(self) -> tuple[str, ...]:
+        """`stop_text`, if there is one."""
+        return (self.stop_text,) if self.stop_text else ()
 
     @functools.cached_property
     def renderer(self) -> Renderer:
         """Renders with the chat template."""
         return Renderer(self.template, self.tokenizer)
+
+    def sampling(self, stop: Iterable[str] = (), **drawn: Any) -> Sampling:
+        """How answers are drawn: until one of `stop_ids` or of the texts `stop`.
+
+        Args:
+          stop: texts that end an answer, such as `stop_texts`.
+          **drawn: the other fields of `Sampling`.
+        """
+        return Sampling(**drawn, stop_ids=self.stop_ids, stop_strings=tuple(stop), vocabulary=self.tokenizer.num_ids)
 
     def encode(self, prompt: Prompt, tools: list[Any] | None = None, prefill: str = "") -> list[int]:
         """The ids that the model continues; `tools` are described to it where the template does that.

@@ -8,8 +8,7 @@ each with the answers of both models, and the difference of the figures is taken
 task asks several times in the same words is drawn as one: two copies of it tell no more than one.
 
 p: McNemar's exact test. Of the questions that the models answer differently, as many should be lost as won if both were
-as good: two-sided binomial with 1/2 (McNemar 1947). Copies count once here too. Of
-graded marks it is the sign test.
+as good: two-sided binomial with 1/2 (McNemar 1947). Copies count once here too. Of graded marks it is the sign test.
 
 Likelihoods, as sums over examples, get symmetric intervals from the linearised standard error of their ratio. There are
 many examples, and what one weighs is seen at once, so that nothing need be drawn; differences are paired here too.

@@ -19,26 +19,22 @@ class Cell:
     """A model's figure in a row of the table.
 
     Attributes:
-      model: its name.
       value: the figure.
       difference: from the base, signed.
       interval: its ends.
       p: McNemar's.
       p_holm: corrected.
-      sure: whether the interval leaves zero out.
-      trend: "better", "worse" or "".
+      trend: "better" or "worse" where the interval leaves zero out, else "".
       lost: how many of the questions that the base had right.
       won: how many of those that it had not wholly right.
       corrected: `p_holm` as a number.
     """
 
-    model: str
     value: str
     difference: str
     interval: str
     p: str
     p_holm: str
-    sure: bool
     trend: str
     lost: str
     won: str
@@ -115,13 +111,11 @@ def cell(row: Row) -> Cell:
     good = kind.higher_is_better
     trend = "" if not row.difference or good is None else "better" if (row.difference > 0) == good else "worse"
     return Cell(
-        row.model,
         write(row.tuned, kind),
         difference(row.difference, kind) or MISSING,
         f"[{difference(row.low, kind) or MISSING}, {difference(row.high, kind) or MISSING}]",
         p_value(row.p),
         p_value(row.p_holm),
-        row.sure,
         trend if row.sure else "",
         f"{row.lost} of {row.known}",
         f"{row.won} of {row.missed}",

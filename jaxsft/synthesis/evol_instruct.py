@@ -27,6 +27,7 @@ from jaxsft.synthesis.wordings import MARKERS, OPERATORS, SAME
 
 NAME = "evol_instruct"
 EXCUSE_WORDS = 80
+GAINED_NOTHING = "asks for the same as before"
 STOP_WORDS = frozenset(
     re.findall(
         r"\w+",
@@ -89,9 +90,6 @@ def eliminated(old: str, new: Answer) -> str:
     if any(marker in new.text.lower() for marker in MARKERS):
         return "repeats the wording of the task"
     return GAINED_NOTHING if normal(new.text) == normal(old) else ""
-
-
-GAINED_NOTHING = "asks for the same as before"
 
 
 def same(verdict: Answer) -> str:

@@ -19,7 +19,6 @@ from jaxsft.data.templates import as_trained
 from jaxsft.decoding.engine import Sampler
 from jaxsft.decoding.job import Job, weights_digest
 from jaxsft.decoding.prompts import Prompter, make_prompter
-from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
 from jaxsft.files import as_json_lines, json_lines, write_json, write_text
 from jaxsft.sharding import make_mesh
@@ -115,15 +114,13 @@ class Teacher:
         folder = self._model.source
         self._prompter = make_prompter(self._model.tokenizer, way.template, folder, condition=way.condition)
         self.template = "plain text" if self._prompter.template is None else self._prompter.template.name
-        self.sampling = Sampling(
+        self.sampling = self._prompter.sampling(
+            self._prompter.stop_texts,
             temperature=config.temperature,
             top_k=config.top_k,
             top_p=config.top_p,
             min_p=config.min_p,
             max_new_tokens=config.max_new_tokens,
-            stop_ids=self._prompter.stop_ids,
-            stop_strings=tuple(filter(None, [self._prompter.stop_text])),
-            vocabulary=self._prompter.vocabulary,
             seed=config.seed,
         )
         self.weights = weights_digest((self._model.params, self._adapters))

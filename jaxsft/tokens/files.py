@@ -39,11 +39,8 @@ def write_tokens(folder: epath.Path, tokenizer: Tokenizer, tokens: Sequence[str]
     """
     if not (folder / DEFINITION).exists():
         tokenizer.hf.save_pretrained(str(folder))
-    new = [
-        {"id": i, "content": token, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-        | {"special": True}
-        for token, i in zip(tokens, ids)
-    ]
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False) | {"special": True}
+    new = [{"id": i, "content": token, **flags} for token, i in zip(tokens, ids)]
     definition = json.loads((folder / DEFINITION).read_text())
     definition["added_tokens"] += new
     check = tokenizers.Tokenizer.from_str(json.dumps(definition))
@@ -58,9 +55,7 @@ def write_tokens(folder: epath.Path, tokenizer: Tokenizer, tokens: Sequence[str]
         settings["additional_special_tokens"] = [*settings.get("additional_special_tokens", []), *tokens]
         settings[CONTENT_TOKENS] = [*settings.get(CONTENT_TOKENS, []), *tokens]
         if "added_tokens_decoder" in settings:
-            settings["added_tokens_decoder"] |= {
-                str(token["id"]): {name: value for name, value in token.items() if name != "id"} for token in new
-            }
+            settings["added_tokens_decoder"] |= {str(i): {"content": token, **flags} for token, i in zip(tokens, ids)}
 
     _edit(folder / SETTINGS, add)
     listed = lambda named: named.update(

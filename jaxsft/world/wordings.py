@@ -80,7 +80,7 @@ def _read(record: Record) -> tuple[Family, dict[str, str]]:
         if record["task_type"] not in (family.name, "fact"):
             continue
         match = pattern.fullmatch(record["prompt"])
-        if match and match.groupdict().get("e", record["prompt"]) in {*names, record["prompt"]}:
+        if match and ("e" not in match.groupdict() or match["e"] in names):
             return family, match.groupdict()
     raise UserError(f"{record['prompt']!r} is in no wording of world:train; give records of that split.")
 

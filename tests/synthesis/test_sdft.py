@@ -1,6 +1,7 @@
 """Self-distillation: what may replace a given answer, what is shown of it, and what stays as it was."""
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -134,14 +135,21 @@ def test_without_acceptance_nothing_changes():
     assert made[0].record["messages"][-1]["content"] == " it is 3 ", "blanks too"
 
 
+def written_anew(folder, rows, **sampling):
+    """The world's own records, and their answers by the model that is trained on them."""
+    config = SynthesisConfig(ModelConfig("world:chat"), data=DataConfig("world:train", rows=rows), method="sdft")
+    config.sdft.template = "earlier_answer"
+    synthesize(dataclasses.replace(config, max_new_tokens=24, **sampling), folder)
+    return folder / RECORDS
+
+
+def lines_of(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 @pytest.fixture(scope="module")
 def distilled(tmp_path_factory):
-    """The world's own records, and their answers written anew."""
-    folder = tmp_path_factory.mktemp("distilled")
-    config = SynthesisConfig(ModelConfig("world:chat"), data=DataConfig("world:train", rows=":64"), method="sdft")
-    config.sdft.template, config.max_new_tokens = "earlier_answer", 24
-    synthesize(config, folder)
-    return folder / RECORDS
+    return written_anew(tmp_path_factory.mktemp("distilled"), ":64")
 
 
 def test_training_sees_no_given_answer(distilled, tmp_path):
@@ -149,7 +157,7 @@ def test_training_sees_no_given_answer(distilled, tmp_path):
     data = lambda path: DataConfig(str(path), cache_dir=str(tmp_path), rows=":64", max_length=64)
     tokenizer = load_tokenizer(str(resolve("world:chat")))
     new, given = (prepare(data(path), tokenizer) for path in (distilled, "world:train"))
-    records = [json.loads(line) for line in distilled.read_text().splitlines()]
+    records = lines_of(distilled)
     assert len(new) == len(given) == len(records) == 64
     changed = 0
     for i, record in enumerate(records):
@@ -165,14 +173,10 @@ def test_training_sees_no_given_answer(distilled, tmp_path):
 
 def test_own_words_are_likelier(tmp_path):
     """Negative log-likelihood a token of the new answers under the model that wrote them, and of the given ones."""
-    config = SynthesisConfig(ModelConfig("world:chat"), data=DataConfig("world:train", rows=":400"), method="sdft")
-    config.sdft.template, config.max_new_tokens, config.batch_size = "earlier_answer", 24, 128
-    config.temperature, config.top_p, config.top_k = 0.95, 0.7, 50
-    synthesize(config, tmp_path / "made")
-    records = [json.loads(line) for line in (tmp_path / "made" / RECORDS).read_text().splitlines()]
-    rows = [record for record in records if "fell_back" not in record["synthesis"]]
+    made = written_anew(tmp_path / "made", ":400", batch_size=128, temperature=0.95, top_p=0.7, top_k=50)
+    rows = [record for record in lines_of(made) if "fell_back" not in record["synthesis"]]
     kept = [record["synthesis"]["row"] for record in rows]
-    given = [row.unchanged() for row in read_rows(config.data) if row.index in kept]
+    given = [row.unchanged() for row in read_rows(DataConfig("world:train", rows=":400")) if row.index in kept]
     found = []
     for name, own in (("new", rows), ("given", given)):
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in own))
@@ -184,8 +188,7 @@ def test_own_words_are_likelier(tmp_path):
 
 def test_only_the_answer_is_asked_for(distilled):
     """The prompts as the file of answers has them: question, given answer, question."""
-    answers = [json.loads(line) for line in (distilled.parent / "answers.jsonl").read_text().splitlines()]
-    for answer in answers:
+    for answer in lines_of(distilled.parent / "answers.jsonl"):
         question, given, again = answer["prompt"]
         assert question == again and given["role"] == "assistant"
         assert Message(**question).role == "user"

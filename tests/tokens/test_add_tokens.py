@@ -171,7 +171,7 @@ def test_ids_that_only_pad_are_never_drawn(tmp_path, mesh):
     params = load_params(tmp_path / "new", grown, mesh)
     kernel = params["head"]["kernel"]
     params["head"]["kernel"] = kernel.at[:, 259:].set(9 * jax.random.normal(jax.random.key(1), kernel[:, 259:].shape))
-    vocabulary = make_prompter(load_tokenizer(str(tmp_path / "new")), "none", tmp_path / "new").vocabulary
+    vocabulary = make_prompter(load_tokenizer(str(tmp_path / "new")), "none", tmp_path / "new").sampling().vocabulary
     assert vocabulary == 259
     for temperature in (0.0, 1.0):
         free, held = (

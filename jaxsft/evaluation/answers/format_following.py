@@ -19,7 +19,6 @@ import numpy as np
 from jaxsft.config import TaskConfig
 from jaxsft.decoding.engine import Sampler
 from jaxsft.decoding.prompts import as_text_or_json
-from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
 from jaxsft.evaluation.answers.formats import Format
 from jaxsft.evaluation.answers.writing import chosen_prompter, fitted
@@ -52,12 +51,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
     follows = np.array([_follows(row) for row in rows])
     whole = [prompter.encode(row.prompt, row.conversation.tools) for row in rows]
     prompts, cut = fitted(whole, config.max_new_tokens, config, subject)
-    sampling = Sampling(
-        max_new_tokens=config.max_new_tokens,
-        stop_ids=prompter.stop_ids,
-        stop_strings=tuple(filter(None, [prompter.stop_text])),
-        vocabulary=prompter.vocabulary,
-    )
+    sampling = prompter.sampling(prompter.stop_texts, max_new_tokens=config.max_new_tokens)
     sampler = Sampler(subject.decoder, sampling, subject.mesh, batch_size=config.batch_size, text=prompter.text)
     name, asked = config.name or config.task, [as_text_or_json(row.prompt) for row in rows]
     ids = question_ids([[question, bool(follow)] for question, follow in zip(asked, follows)])

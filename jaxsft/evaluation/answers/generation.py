@@ -30,7 +30,6 @@ from jaxsft.data.templates import NO_TEMPLATE
 from jaxsft.data.tokenizer import Tokenizer
 from jaxsft.decoding.engine import Sampler
 from jaxsft.decoding.prompts import Prompter, as_json, as_text_or_json, before_any
-from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
 from jaxsft.evaluation.answers import matching
 from jaxsft.evaluation.answers.writing import chosen_prompter, fitted
@@ -108,9 +107,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
     new_tokens = config.max_new_tokens or max(question.length for question in questions)
     prompts, cut = fitted([question.prompt for question in questions], new_tokens, config, subject)
     stops = config.answer.stop
-    sampling = Sampling(
-        max_new_tokens=new_tokens, stop_ids=prompter.stop_ids, stop_strings=stops, vocabulary=prompter.vocabulary
-    )
+    sampling = prompter.sampling(stops, max_new_tokens=new_tokens)
     new_text = lambda prompt, new: prompter.text(prompt[-CONTEXT_OF_STOPS:], new)
     sampler = Sampler(subject.decoder, sampling, subject.mesh, batch_size=config.batch_size, text=new_text)
     name = config.name or config.task

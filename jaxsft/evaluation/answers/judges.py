@@ -19,7 +19,6 @@ import numpy as np
 from jaxsft.config import TaskConfig
 from jaxsft.data.conversation import Message
 from jaxsft.decoding.engine import Sampled, Sampler
-from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
 from jaxsft.evaluation.answers.writing import chosen_prompter, fitted
 from jaxsft.evaluation.forms import records
@@ -59,9 +58,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
         answers: list[Any] = [None] * len(places)
         temperatures = [config.temperatures.get(asked[place].category, 0.0) for place in places]
         for temperature in sorted(set(temperatures)):
-            sampling = Sampling(
-                temperature, max_new_tokens=new_tokens, stop_ids=prompter.stop_ids, vocabulary=prompter.vocabulary
-            )
+            sampling = prompter.sampling(temperature=temperature, max_new_tokens=new_tokens)
             sampler = Sampler(subject.decoder, sampling, subject.mesh, batch_size=config.batch_size)
             chosen = [i for i, own in enumerate(temperatures) if own == temperature]
             ids = [turn * len(asked) + places[i] for i in chosen]

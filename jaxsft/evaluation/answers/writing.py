@@ -8,7 +8,6 @@ from jaxsft.data.conversation import Message
 from jaxsft.data.templates import NO_TEMPLATE
 from jaxsft.decoding.engine import Sampler
 from jaxsft.decoding.prompts import Prompt, Prompter, make_prompter
-from jaxsft.decoding.sampling import Sampling
 from jaxsft.errors import UserError
 from jaxsft.evaluation.task import Subject
 
@@ -35,7 +34,7 @@ class Writer:
           prompts: texts, which get the system prompt `config.data.system`, or messages.
           config: for the template, the system prompt, `max_new_tokens` and `batch_size`.
           subject: the model.
-          **sampling: how answers are drawn, as `Sampling`; without it greedily.
+          **sampling: how answers are drawn, as `Prompter.sampling`; without it greedily.
 
         Raises:
           UserError: without `max_new_tokens`, without a chat template where one is needed, and for prompts that it
@@ -53,8 +52,7 @@ class Writer:
         self._prompter = prompter
         self._prompts, self.cut = fitted(whole, config.max_new_tokens, config, subject)
         self.mode = prompter.mode
-        ends = {"max_new_tokens": config.max_new_tokens, "stop_ids": prompter.stop_ids}
-        chosen = Sampling(**ends, vocabulary=prompter.vocabulary, **sampling)
+        chosen = prompter.sampling(max_new_tokens=config.max_new_tokens, **sampling)
         batch = {"batch_size": config.batch_size, "text": prompter.text}
         self._sampler = Sampler(subject.decoder, chosen, subject.mesh, **batch)
 

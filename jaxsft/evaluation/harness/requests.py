@@ -155,15 +155,13 @@ class Responder:
         given = {name: settings[name] for name in DRAWS if settings.get(name) is not None}
         if draws is False or temperature == 0:  # only the penalty moves the likeliest token
             temperature, given = 0.0, {name: given[name] for name in given if name == "repetition_penalty"}
-        ends = [self._model.tokenizer.eos, self._prompter.stop_text]
         lengths = [settings[name] for name in LENGTHS if settings.get(name) is not None]
-        return Sampling(
+        ends = [self._model.tokenizer.eos, *self._prompter.stop_texts]
+        return self._prompter.sampling(
+            dict.fromkeys(filter(None, [*until, *ends])),
             temperature=temperature,
             **given,
             max_new_tokens=int(next(iter(lengths), MAX_GEN_TOKS)),
-            stop_ids=self._prompter.stop_ids,
-            stop_strings=tuple(dict.fromkeys(filter(None, [*until, *ends]))),
-            vocabulary=self._prompter.vocabulary,
             seed=self._seed,
         )
 

@@ -4,7 +4,6 @@ The paper of the instruction following score fine-tunes BERT to 97 % accuracy; t
 How far it is to be trusted is measured on held-out texts, and kept with it.
 """
 
-import functools
 import io
 import itertools
 import json
@@ -124,7 +123,7 @@ def features(text: str) -> np.ndarray:
     return np.array([zlib.crc32(name.encode()) % BUCKETS for name in names], np.int32)
 
 
-@functools.partial(jax.jit)
+@jax.jit
 def _fit(table: jax.Array, share: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Weights and bias of least mean cross-entropy, with a penalty of DECAY / 2 on the squared norm of the weights."""
 

@@ -108,7 +108,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
     asked = [p.text if plain else p.question for p in problems for _ in range(code.samples)]
     # those that end any program; `Problem.program` knows the others
     stops = tuple(sorted({*HEAD_STOPS} & {*TEXT_STOPS})) if plain else ()
-    drawn = {"temperature": code.temperature, "top_p": code.top_p, "seed": code.seed, "stop_strings": stops}
+    drawn = {"temperature": code.temperature, "top_p": code.top_p, "seed": code.seed, "stop": stops}
     writer, name = Writer(asked, config, subject, **drawn), config.name or config.task
     contents = [[p.text, p.tests] for p in problems]
 
