@@ -10,7 +10,7 @@ from jaxsft.config import DataConfig, TaskConfig
 from jaxsft.data.tokenizer import load_tokenizer
 from jaxsft.errors import UserError
 from jaxsft.evaluation import registry
-from jaxsft.evaluation.answers.writing import Written
+from jaxsft.evaluation.answers.writing import Answer
 from jaxsft.evaluation.papers.separation import beside, parse_item, prompt, separation, witnessed
 from jaxsft.evaluation.task import Subject
 from jaxsft.models.checkpoint import load_architecture, load_params
@@ -92,7 +92,7 @@ def test_what_a_model_does_where_the_probe_stands(source, mesh, monkeypatch, tmp
         def write(self, params, adapters):
             (told, given) = zip(*(text.split("\n") for text in self.prompts))
             executed = ["Say" in one or ("Say" in other and "cat" in other) for one, other in zip(told, given)]
-            return [Written("THE" if done else "no", True) for done in executed]
+            return [Answer("THE" if done else "no", True) for done in executed]
 
     monkeypatch.setattr("jaxsft.evaluation.papers.separation.Writer", Obeys)
     items = [RAW | {"data": f"there was a {name}.", "domain": name} for name in ("cat", "dog", "girl", "boy")]
