@@ -178,6 +178,9 @@ def test_prompts_lose_their_beginning_to_the_context(model, tmp_path):
     subject, params = model
     asked = write(tmp_path / "long.jsonl", [{"prompt": "y" * n, "completion": "x"} for n in (20, 200)])
     assert prepare(TaskConfig(data=asked), subject).measure(params, None).figures["cut"] == 1
+    figures = answers(model, tmp_path, ["y" * 200 + "z" * 120], max_new_tokens=8).figures
+    first = figures["first_prompt"]
+    assert figures["cut"] == 1 and len(first) == 120 and first.startswith("z") and first.endswith("### Response:\n")
     with pytest.raises(UserError, match="answers of 128 tokens leave no room"):
         prepare(TaskConfig(data=asked, max_new_tokens=128), subject)
 

@@ -73,6 +73,14 @@ def prompt(*names, settings=None):
     return Prompt("?", list(names), settings or [{}] * len(names), "file")
 
 
+def test_loosely_a_line_too_many_is_forgiven():
+    asked = prompt("startend:end_checker", "punctuation:no_comma", settings=[{"end_phrase": "The end."}, {}])
+    assert judge(asked, "A story. The end.", None) == Verdicts([True, True], [True, True])
+    assert judge(asked, "A story. The end.\nAnything else?", None) == Verdicts([False, True], [True, True])
+    assert judge(asked, "Sure, here it is:\nThe end.", None) == Verdicts([True, False], [True, True])
+    assert judge(asked, "Once, a story.", None) == Verdicts([False, False], [False, False])
+
+
 def test_figures():
     prompts = [prompt("a", "b"), prompt("a"), prompt("b"), prompt("b", "c")]
     verdicts = [

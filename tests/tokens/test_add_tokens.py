@@ -65,6 +65,8 @@ def test_exactly_the_new_ids_get_new_rows(tmp_path, tied):
         assert np.all(np.abs(grown[KNOWN : KNOWN + 2]).max(axis=1) > 0.01) and not grown[KNOWN + 2 :].any()
         assert grown[KNOWN:].std() < 0.03
     assert load_architecture(tmp_path / "new").new_ids == (258, 259)
+    line = add_tokens(TokensConfig(str(old), ("<sep>",), multiple=1), tmp_path / "tight")
+    assert line.endswith("258 rows became 259")
 
 
 @pytest.mark.parametrize(
