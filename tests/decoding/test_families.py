@@ -72,7 +72,7 @@ def test_greedy_tokens_without_cache(case, side):
     assert [row[len(prompt) :] for row, prompt in zip(rows, PROMPTS)] == RECORDED[case].tolist()
 
 
-@pytest.mark.parametrize("case", ["llama", "qwen2"])
+@pytest.mark.parametrize("case", CASES)
 def test_left_padded_prompts_with_a_cache(case):
     """`Decoder.forward` itself: padding before the prompt takes no slot, so decoding goes on at the same places."""
     decoder, params = load(case)
