@@ -58,7 +58,12 @@ DROPPED = {
 def test_what_is_let_through():
     answers = iter(SAID)
     model = Says(lambda asked: next(answers))
+    unanswered = {"messages": [{"role": "user", "content": "why not ?"}]}
+    *judged, last = Judge(JudgeConfig())(make_rows(*ROWS, unanswered), model).outcomes
+    assert last.reason == "no answer to judge" and len(model.asked["judgements"]) == len(ROWS)
+    answers = iter(SAID)
     made = Judge(JudgeConfig())(make_rows(*ROWS), model)
+    assert judged == made.outcomes
     assert counts(made.outcomes) == {"kept": 2, "fell back": {}, "dropped": DROPPED}
     assert made.figures == {"rating": pytest.approx((5 + 3 + 5 + 4) / 4)}
     first = made.outcomes[0].record
