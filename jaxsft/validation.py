@@ -316,6 +316,17 @@ def to_dict(config: Any) -> dict[str, Any]:
     return json.loads(json.dumps(dataclasses.asdict(config)))
 
 
+def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """A config of plain values as dotted path -> value; items of lists as `list[i]`."""
+    if isinstance(tree, dict) and tree:
+        return {
+            k: v for name, sub in tree.items() for k, v in flatten(sub, f"{prefix}.{name}" if prefix else name).items()
+        }
+    if isinstance(tree, list) and tree and isinstance(tree[0], dict):
+        return {k: v for i, sub in enumerate(tree) for k, v in flatten(sub, f"{prefix}[{i}]").items()}
+    return {prefix: tree}
+
+
 def from_dict(kind: type, values: dict[str, Any], where: str = "config") -> Any:
     """The inverse of `to_dict`, strict.
 

@@ -67,7 +67,7 @@ def main() -> str:
     template = model.template if TEMPLATE.value == "auto" else TEMPLATE.value
     prompter = make_prompter(model.tokenizer, template, model.source, RAW.value, condition)
     sampling = prompter.sampling(
-        (*STOP.value, *prompter.stop_texts),
+        STOP.value,
         temperature=TEMPERATURE.value,
         top_k=TOP_K.value,
         top_p=TOP_P.value,

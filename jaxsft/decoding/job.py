@@ -25,7 +25,7 @@ from jaxsft.decoding.engine import Sampled, Sampler
 from jaxsft.decoding.prompts import Prompt, Prompter, as_json, before_any
 from jaxsft.errors import UserError
 from jaxsft.files import as_json_lines, json_lines, write_json, write_text
-from jaxsft.training.workdir import flatten
+from jaxsft.validation import flatten
 
 PARTS, MANIFEST, JOB = ".parts", ".manifest.json", "job.json"
 

@@ -41,24 +41,20 @@ class Prompter:
         """How the model is prompted, in words: the template's name, or "plain continuation"."""
         return "plain continuation" if self.template is None else self.template.name
 
-    @property
-    def stop_texts(self) -> tuple[str, ...]:
-        """`stop_text`, if there is one."""
-        return (self.stop_text,) if self.stop_text else ()
-
     @functools.cached_property
     def renderer(self) -> Renderer:
         """Renders with the chat template."""
         return Renderer(self.template, self.tokenizer)
 
     def sampling(self, stop: Iterable[str] = (), **drawn: Any) -> Sampling:
-        """How answers are drawn: until one of `stop_ids` or of the texts `stop`.
+        """How answers are drawn: until one of `stop_ids`, `stop_text` or one of the texts `stop`.
 
         Args:
-          stop: texts that end an answer, such as `stop_texts`.
+          stop: more texts that end an answer.
           **drawn: the other fields of `Sampling`.
         """
-        return Sampling(**drawn, stop_ids=self.stop_ids, stop_strings=tuple(stop), vocabulary=self.tokenizer.num_ids)
+        strings = dict.fromkeys(filter(None, (*stop, self.stop_text)))
+        return Sampling(**drawn, stop_ids=self.stop_ids, stop_strings=tuple(strings), vocabulary=self.tokenizer.num_ids)
 
     def encode(self, prompt: Prompt, tools: list[Any] | None = None, prefill: str = "") -> list[int]:
         """The ids that the model continues; `tools` are described to it where the template does that.

@@ -18,8 +18,8 @@ from jaxsft.files import write_json
 from jaxsft.recipes.plan import Stage, plan
 from jaxsft.recipes.stages import KINDS
 from jaxsft.training.distributed import say, wait_for_all
-from jaxsft.training.workdir import Workdir, flatten, may_change
-from jaxsft.validation import from_dict, to_dict
+from jaxsft.training.workdir import Workdir, may_change
+from jaxsft.validation import flatten, from_dict, to_dict
 
 RECORD = "stage.json"
 

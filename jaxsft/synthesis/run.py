@@ -27,8 +27,7 @@ from jaxsft.synthesis.registry import METHODS
 from jaxsft.synthesis.rows import RECORDS, digest, read_rows
 from jaxsft.training.distributed import say, wait_for_all
 from jaxsft.training.restore import open_model
-from jaxsft.training.workdir import flatten
-from jaxsft.validation import from_dict, to_dict
+from jaxsft.validation import flatten, from_dict, to_dict
 
 MANIFEST = "synthesis.json"
 FREE = ("batch_size", "mesh", "data.cache_dir")  # what may differ where a synthesis goes on
@@ -115,7 +114,6 @@ class Teacher:
         self._prompter = make_prompter(self._model.tokenizer, way.template, folder, condition=way.condition)
         self.template = "plain text" if self._prompter.template is None else self._prompter.template.name
         self.sampling = self._prompter.sampling(
-            self._prompter.stop_texts,
             temperature=config.temperature,
             top_k=config.top_k,
             top_p=config.top_p,

@@ -22,7 +22,7 @@ from etils import epath
 from jaxsft import files
 from jaxsft.config import TrainConfig
 from jaxsft.errors import UserError
-from jaxsft.validation import from_dict, to_dict
+from jaxsft.validation import flatten, from_dict, to_dict
 
 PACKAGES = ("jaxsft", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "numpy")
 # Fields that may change between the start of a run and its continuation: they do not change its numbers.
@@ -229,14 +229,3 @@ def may_change(name: str) -> bool:
     if name == "checkpoint.snapshots":  # by the record those that score a run know which to ask
         return False
     return name.split(".")[-1] == "cache_dir" or any(name == free or name.startswith(f"{free}.") for free in FREE)
-
-
-def flatten(tree: Any, prefix: str = "") -> dict[str, Any]:
-    """A config of plain values as dotted path -> value; items of lists as `list[i]`."""
-    if isinstance(tree, dict) and tree:
-        return {
-            k: v for name, sub in tree.items() for k, v in flatten(sub, f"{prefix}.{name}" if prefix else name).items()
-        }
-    if isinstance(tree, list) and tree and isinstance(tree[0], dict):
-        return {k: v for i, sub in enumerate(tree) for k, v in flatten(sub, f"{prefix}[{i}]").items()}
-    return {prefix: tree}

@@ -67,6 +67,8 @@ def test_built_in_templates_and_raw(stories):
     assert make_prompter(tokenizer, "plain", stories, raw=True).encode("Hi") == [1, *tokenizer.encode("Hi").ids]
     chatml = make_prompter(tokenizer, "chatml", stories)  # whose end-of-turn mark is no token of this vocabulary
     assert chatml.stop_text == "<|im_end|>"
+    assert chatml.sampling(["x", "<|im_end|>"], seed=3).stop_strings == ("x", "<|im_end|>")
+    assert chatml.sampling().stop_strings == ("<|im_end|>",) and plain.sampling().stop_strings == ()
     prompt = chatml.encode("Hi")
     assert chatml.decode(prompt, tokenizer.encode("Yes.<|im_end|>\nmore").ids).strip() == "Yes."
 

@@ -1,5 +1,6 @@
 """Every config of a benchmark, over a few rows in the form of its file, on a small model."""
 
+import dataclasses
 import json
 import runpy
 
@@ -135,6 +136,19 @@ def test_answers_for_alpaca_eval(model, tmp_path):
     assert found["generator"] == "bytes" and found["instruction"] == "Say it." and found["output"] != "of another"
 
 
+def test_answers_end_at_a_mark_of_several_tokens(model, tmp_path, monkeypatch):
+    """What a model goes on with behind its end of turn is neither in its answer nor counted."""
+    rows = [{"instruction": "Say it."}]
+    whole = answered(model, tmp_path, "alpaca_eval", rows)
+    text = json.loads(whole.files["alpaca_eval"][1])[0]["output"]
+    assert whole.figures["tokens"] == 5 and whole.figures["ended"] == 0 and len(text) > 3
+    chosen, mark = judges.chosen_prompter, text[1:3]
+    monkeypatch.setattr(judges, "chosen_prompter", lambda *a, **k: dataclasses.replace(chosen(*a, **k), stop_text=mark))
+    ended = answered(model, tmp_path, "alpaca_eval", rows)
+    assert json.loads(ended.files["alpaca_eval"][1])[0]["output"] == text[: text.find(mark)]
+    assert ended.figures["tokens"] < 5 and ended.figures["ended"] == 1
+
+
 def test_answers_are_written_beside_the_figures(model, tmp_path, monkeypatch):
     monkeypatch.setattr(suite, "make_mesh", lambda config: model[0].mesh)
     asked = write(tmp_path / "asked.jsonl", MT_BENCH[:1])
@@ -164,5 +178,5 @@ def test_judges_refuse(model, tmp_path, judge, row, message):
 
 def test_judges_need_a_template(model, tmp_path):
     data = DataConfig(path=str(write(tmp_path / "asked.jsonl", MT_BENCH)), template="none")
-    with pytest.raises(UserError, match="judges read answers of chat models"):
+    with pytest.raises(UserError, match="the task 'answers' needs a chat template"):
         judges.prepare(TaskConfig("a", "answers", data=data), model[0])

@@ -51,7 +51,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
     follows = np.array([_follows(row) for row in rows])
     whole = [prompter.encode(row.prompt, row.conversation.tools) for row in rows]
     prompts, cut = fitted(whole, config.max_new_tokens, config, subject)
-    sampling = prompter.sampling(prompter.stop_texts, max_new_tokens=config.max_new_tokens)
+    sampling = prompter.sampling(max_new_tokens=config.max_new_tokens)
     sampler = Sampler(subject.decoder, sampling, subject.mesh, batch_size=config.batch_size, text=prompter.text)
     name, asked = config.name or config.task, [as_text_or_json(row.prompt) for row in rows]
     ids = question_ids([[question, bool(follow)] for question, follow in zip(asked, follows)])

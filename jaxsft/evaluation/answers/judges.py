@@ -59,7 +59,7 @@ def prepare(config: TaskConfig, subject: Subject) -> Task:
         temperatures = [config.temperatures.get(asked[place].category, 0.0) for place in places]
         for temperature in sorted(set(temperatures)):
             sampling = prompter.sampling(temperature=temperature, max_new_tokens=new_tokens)
-            sampler = Sampler(subject.decoder, sampling, subject.mesh, batch_size=config.batch_size)
+            sampler = Sampler(subject.decoder, sampling, subject.mesh, batch_size=config.batch_size, text=prompter.text)
             chosen = [i for i, own in enumerate(temperatures) if own == temperature]
             ids = [turn * len(asked) + places[i] for i in chosen]
             found = sampler.generate(params, [prompts[i] for i in chosen], ids, adapters=adapters)

@@ -156,9 +156,8 @@ class Responder:
         if draws is False or temperature == 0:  # only the penalty moves the likeliest token
             temperature, given = 0.0, {name: given[name] for name in given if name == "repetition_penalty"}
         lengths = [settings[name] for name in LENGTHS if settings.get(name) is not None]
-        ends = [self._model.tokenizer.eos, *self._prompter.stop_texts]
         return self._prompter.sampling(
-            dict.fromkeys(filter(None, [*until, *ends])),
+            filter(None, [*until, self._model.tokenizer.eos]),
             temperature=temperature,
             **given,
             max_new_tokens=int(next(iter(lengths), MAX_GEN_TOKS)),
