@@ -23,7 +23,8 @@ def samplings(file):
 def test_all_of_the_library_says_how_many_ids_there_are():
     files = [*(REPOSITORY / "jaxsft").rglob("*.py"), *(REPOSITORY / "scripts").glob("*.py")]
     calls = {str(file.relative_to(REPOSITORY)): samplings(file) for file in files}
-    assert sum(map(len, calls.values())) >= 6
+    calls = {name: found for name, found in calls.items() if found}
+    assert calls.keys() == {"jaxsft/decoding/prompts.py"} | WITHOUT_TOKENIZER  # of all others `Prompter.sampling`
     for name, found in calls.items():
         for call in found:
             said = "vocabulary" in {keyword.arg for keyword in call.keywords}
