@@ -33,6 +33,14 @@ def test_refuses_bad_sampling(wrong):
         Sampling(**wrong)
 
 
+def test_greedy_takes_the_first_of_the_largest():
+    logits = np.random.default_rng(0).integers(-3, 3, (64, 9)).astype(np.float32)
+    logits[0], logits[1, 1:] = -np.inf, -np.inf
+    chosen = choose(jnp.asarray(logits), Sampling(), jax.random.split(KEY, 64))
+    np.testing.assert_array_equal(chosen, logits.argmax(-1))
+    assert chosen.dtype == jnp.int32
+
+
 def test_keep_likeliest_closed_form():
     logits = jnp.log(jnp.array([[0.5, 0.05, 0.3, 0.15]]))
     kept = lambda k, p, m=0.0: np.isfinite(np.asarray(keep_likeliest(logits, k, p, m)))[0].tolist()
